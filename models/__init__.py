@@ -1,0 +1,1 @@
+"""What a trained artefact is: configuration, front end, augmentation, network."""

@@ -1,0 +1,1 @@
+"""What one does with models: files, loops, scores, reports."""

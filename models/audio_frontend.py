@@ -1,0 +1,122 @@
+"""From waveform to log-mel spectrogram: the one front end that training and prediction share.
+
+A clip goes through five steps: fit to length, frame, Hann window and Fourier transform, mel filter bank,
+decibels. Each clip is treated alone, so its result never depends on what else is in a batch.
+"""
+
+import hashlib
+import json
+
+import librosa
+import numpy as np
+import scipy.fft
+import scipy.signal
+import scipy.sparse
+
+from models.efficientnet_config import FrontendConfig
+
+_FINGERPRINT_VERSION = 1  # raise it when the computation below changes its result
+_SMALLEST_POWER = 1e-10  # -100 dB: what digital silence reads
+_FRAMES_PER_BLOCK = 64  # keeps frames, spectrum and power of a block in the processor's cache
+
+
+def frontend_fingerprint(config: FrontendConfig) -> str:
+    """Return the SHA-256 that identifies a front end: its settings and the version of this computation."""
+    canonical = json.dumps({"version": _FINGERPRINT_VERSION, **config.to_dict()}, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def segment_starts(n_samples: int, *, segment_samples: int, hop_samples: int) -> list[int]:
+    """Place windows over a recording so that every sample lies in one.
+
+    Windows start every ``hop_samples``; the last one is moved back to end with the recording, so that
+    it holds real sound rather than padding. A recording shorter than a window gets one window at 0.
+
+    Parameters
+    ----------
+    n_samples : int
+        Length of the recording, at least 1.
+    segment_samples : int
+        Length of a window.
+    hop_samples : int
+        Distance between windows, 1..segment_samples.
+
+    Returns
+    -------
+    list of int
+        First sample of each window, ascending.
+    """
+    last = max(0, n_samples - segment_samples)
+    return [*range(0, last, hop_samples), last]
+
+
+class LogMelFrontend:
+    """Computes log-mel spectrograms with the settings of one ``FrontendConfig``.
+
+    Parameters
+    ----------
+    config : FrontendConfig
+        Rate, transform, mel bands, window length.
+    """
+
+    def __init__(self, config: FrontendConfig) -> None:
+        self.config = config
+        self._window = scipy.signal.get_window("hann", config.n_fft, fftbins=True).astype(np.float32)
+        filters = librosa.filters.mel(
+            sr=config.sample_rate, n_fft=config.n_fft, n_mels=config.n_mels, fmin=config.f_min, fmax=config.f_max,
+            htk=config.mel_scale == "htk", norm=None if config.mel_norm == "none" else "slaney")
+        # two triangles cover each frequency bin, so the filter bank is 98 % zeros
+        self._filters = scipy.sparse.csr_array(filters.astype(np.float32))
+
+    def fit_length(self, waveform: np.ndarray) -> np.ndarray:
+        """Cut or fill a waveform to one window.
+
+        Parameters
+        ----------
+        waveform : numpy.ndarray
+            float32 ``(n_samples,)``, at least one sample.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32 ``(segment_samples,)``; a short clip is repeated, or followed by zeros
+            (``FrontendConfig.padding``).
+        """
+        n_samples = self.config.segment_samples
+        if len(waveform) >= n_samples:
+            return waveform[:n_samples]
+        if self.config.padding == "repeat":
+            return np.resize(waveform, n_samples)
+        return np.pad(waveform, (0, n_samples - len(waveform)))
+
+    def log_mel(self, waveform: np.ndarray) -> np.ndarray:
+        """Return the log-mel spectrogram of one window.
+
+        Parameters
+        ----------
+        waveform : numpy.ndarray
+            float32 ``(n_samples,)`` in [-1, 1] at ``sample_rate``; fitted to the window length first.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32 ``(n_mels, n_frames)`` in dB relative to full scale, floored ``top_db`` below the
+            clip's own maximum and at -100 dB.
+
+        Notes
+        -----
+        Frames are centred: frame ``i`` is centred on sample ``i * hop_length``. Power spectrum, mel
+        triangles (Slaney 1998, Auditory Toolbox, or HTK), ``10 log10(max(power, 1e-10))``.
+        """
+        config = self.config
+        clip = self.fit_length(np.ascontiguousarray(waveform, dtype=np.float32))
+        padded = np.pad(clip, config.n_fft // 2, mode="reflect" if config.edge_mode == "reflect" else "constant")
+        frames = np.lib.stride_tricks.sliding_window_view(padded, config.n_fft)[::config.hop_length]
+        mel = np.empty((config.n_mels, len(frames)), dtype=np.float32)
+        for first in range(0, len(frames), _FRAMES_PER_BLOCK):
+            block = frames[first:first + _FRAMES_PER_BLOCK]
+            spectrum = scipy.fft.rfft(block * self._window, axis=1)
+            power = spectrum.real ** 2 + spectrum.imag ** 2
+            mel[:, first:first + len(block)] = self._filters @ power.T
+        log_mel = 10.0 * np.log10(np.maximum(mel, _SMALLEST_POWER))
+        return np.maximum(log_mel, log_mel.max() - np.float32(config.top_db))

@@ -1,0 +1,230 @@
+"""The networks: EfficientNet B0-B3 and ResNet18 on one-channel log-mel spectrograms.
+
+``build_model`` returns a ``SpectrogramClassifier``: normalisation and backbone in one module, so a caller
+hands over decibels and cannot forget a step. The backbones are the libraries' own; what is changed is exact:
+one input channel, batch-norm settings, and convolutions that pad by themselves.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from efficientnet_pytorch import EfficientNet
+from efficientnet_pytorch.utils import Conv2dDynamicSamePadding, Conv2dStaticSamePadding
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models import resnet18
+
+from models.efficientnet_config import EFFICIENTNET_NAMES, RESNET_NAME, EfficientNetConfig, FrontendConfig
+from models.errors import CheckpointError, ConfigError
+
+LEGACY_RESNET_NAME = "resnet18-nightscan1"
+# torchaudio's MelSpectrogram(sample_rate=22050) and AmplitudeToDB(top_db=80), as NightScan 1 used them
+LEGACY_FRONTEND = FrontendConfig(n_fft=400, hop_length=200, f_min=0.0, mel_scale="htk", mel_norm="none",
+                                 edge_mode="reflect", padding="zeros")
+
+_DB_PER_UNIT = 20.0  # about the spread of a log-mel in dB: the network then sees values of order 1
+_BATCH_NORM_MOMENTUM = 0.1  # PyTorch's own; training chooses by the length of an epoch
+_SCRATCH_EPSILON = 1e-5
+_PRETRAINED_EPSILON = {RESNET_NAME: 1e-5, **dict.fromkeys(EFFICIENTNET_NAMES, 1e-3)}  # what the weights were made with
+_STEM = {RESNET_NAME: "conv1.weight", **dict.fromkeys(EFFICIENTNET_NAMES, "_conv_stem.weight")}
+_CLASSIFIER = {RESNET_NAME: "fc.", **dict.fromkeys(EFFICIENTNET_NAMES, "_fc.")}
+
+
+class ClipNormaliser(nn.Module):
+    """Subtract each clip's own mean and scale decibels to order 1, so that gain does not matter."""
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        """Map ``(B, 1, n_mels, n_frames)`` in dB to the same shape with mean 0 per clip."""
+        return (log_mel - log_mel.mean(dim=(1, 2, 3), keepdim=True)) / _DB_PER_UNIT
+
+
+class LegacyNormaliser(nn.Module):
+    """NightScan 1's input: min-max per clip, three equal channels, resized to 224 x 224."""
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        """Map ``(B, 1, n_mels, n_frames)`` in dB to ``(B, 3, 224, 224)`` in [0, 1]."""
+        low, high = log_mel.amin(dim=(1, 2, 3), keepdim=True), log_mel.amax(dim=(1, 2, 3), keepdim=True)
+        scaled = (log_mel - low) / (high - low + 1e-9)
+        return functional.interpolate(scaled.expand(-1, 3, -1, -1), size=(224, 224), mode="bilinear", antialias=True)
+
+
+class SpectrogramClassifier(nn.Module):
+    """A network that takes log-mel spectrograms in dB and returns logits.
+
+    Parameters
+    ----------
+    normaliser : torch.nn.Module
+        What the backbone needs done to decibels.
+    backbone : torch.nn.Module
+        Image network ending in ``n_classes`` outputs.
+    """
+
+    def __init__(self, normaliser: nn.Module, backbone: nn.Module) -> None:
+        super().__init__()
+        self.normaliser = normaliser
+        self.backbone = backbone
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        """Return logits.
+
+        Parameters
+        ----------
+        log_mel : torch.Tensor
+            float32 ``(B, 1, n_mels, n_frames)`` in dB.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(B, n_classes)``.
+        """
+        inputs = self.normaliser(log_mel.float())
+        return self.backbone(inputs.contiguous(memory_format=torch.channels_last))
+
+
+def build_model(config: EfficientNetConfig, n_classes: int) -> SpectrogramClassifier:
+    """Build the network of a config with random weights drawn from ``config.seed``.
+
+    Parameters
+    ----------
+    config : EfficientNetConfig
+        Its network fields are used: model_name, dropout, stochastic depth, batch norm, seed.
+    n_classes : int
+        Number of outputs, at least 2.
+
+    Returns
+    -------
+    SpectrogramClassifier
+        In training mode, on the CPU, channels last.
+
+    Raises
+    ------
+    ConfigError
+        If ``n_classes`` is below 2.
+    """
+    if n_classes < 2:
+        raise ConfigError(f"a classifier needs at least 2 classes, got {n_classes}")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        if config.model_name == RESNET_NAME:
+            backbone = _one_channel_resnet18(config, n_classes)
+        else:
+            backbone = _one_channel_efficientnet(config, n_classes)
+        _initialise(backbone)
+    _set_batch_norm(backbone, config)
+    model = SpectrogramClassifier(ClipNormaliser(), backbone)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def build_legacy_resnet18(n_classes: int) -> SpectrogramClassifier:
+    """Build NightScan 1's ResNet18: three channels, min-max input, front end ``LEGACY_FRONTEND``."""
+    backbone = resnet18(num_classes=n_classes)
+    return SpectrogramClassifier(LegacyNormaliser(), backbone)
+
+
+def load_imagenet_weights(model: SpectrogramClassifier, weights: Mapping[str, Tensor], *, model_name: str) -> None:
+    """Put ImageNet weights into a one-channel model; its classifier keeps its own.
+
+    Parameters
+    ----------
+    model : SpectrogramClassifier
+        Changed in place.
+    weights : Mapping
+        State dict of the library's three-channel network.
+    model_name : str
+        Which network it is.
+
+    Raises
+    ------
+    CheckpointError
+        If the weights belong to another network; the first difference is named.
+
+    Notes
+    -----
+    The stem's weights are summed over red, green and blue: the sum computes what three equal channels would.
+    """
+    stem, classifier = _STEM[model_name], _CLASSIFIER[model_name]
+    own = model.backbone.state_dict()
+    # batch counters are missing from the oldest files and mean nothing at a fixed momentum
+    kept = {name: value for name, value in own.items()
+            if name.startswith(classifier) or name.endswith("num_batches_tracked")}
+    given = {name: value.sum(dim=1, keepdim=True) if name == stem and value.ndim == 4 else value
+             for name, value in weights.items() if not name.startswith(classifier)}
+    merged = {**kept, **given}
+    problem = state_dict_problem(own, merged)
+    if problem:
+        raise CheckpointError(f"the pretrained weights are not those of {model_name}: {problem}")
+    model.backbone.load_state_dict(merged)
+
+
+def state_dict_problem(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
+    """Return the first difference between two state dicts in names or shapes, or None."""
+    for name, value in expected.items():
+        if name not in given:
+            return f"{name} is missing"
+        if given[name].shape != value.shape:
+            return f"{name} has shape {tuple(given[name].shape)}, expected {tuple(value.shape)}"
+    extra = next((name for name in given if name not in expected), None)
+    return f"{extra} is not part of it" if extra else None
+
+
+def _one_channel_resnet18(config: EfficientNetConfig, n_classes: int) -> nn.Module:
+    backbone = resnet18()
+    backbone.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    backbone.fc = _DropoutLinear(512, n_classes, config.dropout_rate)
+    return backbone
+
+
+class _DropoutLinear(nn.Linear):
+    """A linear layer with dropout before it, under the same parameter names."""
+
+    def __init__(self, in_features: int, out_features: int, dropout_rate: float) -> None:
+        super().__init__(in_features, out_features)
+        self.dropout_rate = dropout_rate
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(functional.dropout(input, self.dropout_rate, self.training))
+
+
+def _one_channel_efficientnet(config: EfficientNetConfig, n_classes: int) -> nn.Module:
+    backbone = EfficientNet.from_name(
+        config.model_name, in_channels=1, num_classes=n_classes, dropout_rate=config.dropout_rate,
+        drop_connect_rate=config.drop_connect_rate, image_size=None)
+    backbone.set_swish(memory_efficient=False)  # PyTorch's own SiLU, which is faster and exact
+    for module in list(backbone.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, (Conv2dDynamicSamePadding, Conv2dStaticSamePadding)) and child.stride == (1, 1):
+                setattr(module, name, _self_padding_convolution(child))
+    return backbone
+
+
+def _self_padding_convolution(convolution: nn.Conv2d) -> nn.Conv2d:
+    """Replace "pad, then convolve" by one padded convolution: the same at stride 1, without the copy."""
+    height, width = convolution.kernel_size
+    return nn.Conv2d(
+        convolution.in_channels, convolution.out_channels, (height, width), padding=(height // 2, width // 2),
+        groups=convolution.groups, bias=convolution.bias is not None)
+
+
+def _initialise(backbone: nn.Module) -> None:
+    """Draw weights as EfficientNet's authors do: normal with variance 2 / fan-out (He et al. 2015, eq. 14)."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            height, width = module.kernel_size
+            fan_out = height * width * module.out_channels // module.groups
+            nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)
+
+
+def _set_batch_norm(backbone: nn.Module, config: EfficientNetConfig) -> None:
+    epsilon = config.batch_norm_epsilon
+    if epsilon is None:
+        epsilon = _PRETRAINED_EPSILON[config.model_name] if config.pretrained else _SCRATCH_EPSILON
+    momentum = _BATCH_NORM_MOMENTUM if config.batch_norm_momentum is None else config.batch_norm_momentum
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps, module.momentum = epsilon, momentum

@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""Turn a folder of recordings into log-mel spectrograms and leak-free manifests."""
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from models.efficientnet_config import FrontendConfig
+from models.errors import ConfigError
+from utils import cli
+
+_FRONTEND_FLAGS = ("sample_rate", "n_fft", "hop_length", "n_mels", "f_min", "f_max")
+_RATIO_TOLERANCE = 1e-6  # .7 + .15 + .15 is not exactly 1 in binary
+
+
+def build_parser() -> cli.CommandParser:
+    """Return the parser of this command."""
+    parser = cli.CommandParser(__doc__)
+    parser.add_argument("--input_dir", type=Path, required=True, help="recordings; the first folder below is the class")
+    parser.add_argument("--output_dir", type=Path, required=True, help="where manifests and spectrograms go")
+    labels = parser.add_argument_group("labels from a table")
+    labels.add_argument("--labels_csv", type=Path, help="CSV or TSV with a path and a label per row")
+    for role in ("path", "label", "group", "fold", "start", "end"):
+        labels.add_argument(f"--{role}_column", help=f"column of the {role} (default: a usual name)")
+    labels.add_argument("--label_map", type=Path, help="CSV or JSON, raw label -> class")
+    labels.add_argument("--drop_unmapped", action="store_true", help="leave out labels that --label_map lacks")
+    front = parser.add_argument_group("front end")
+    defaults = FrontendConfig()
+    units = {"sample_rate": "Hz", "n_fft": "samples", "hop_length": "samples", "n_mels": "bands", "f_min": "Hz",
+             "f_max": "Hz"}
+    for name in _FRONTEND_FLAGS:
+        value = getattr(defaults, name)
+        front.add_argument(f"--{name}", type=type(value), default=value, help=f"in {units[name]}")
+    front.add_argument("--segment_duration", type=cli.positive_int, default=defaults.segment_duration_ms,
+                       help="length of a window in ms")
+    front.add_argument("--segment_overlap", type=cli.non_negative_int, default=0, help="overlap of windows in ms")
+    front.add_argument("--segment_selection", choices=("active", "all"), default="active",
+                       help="all windows, or those that hold sound")
+    balance = parser.add_argument_group("augmentation, of the training split only")
+    balance.add_argument("--apply_augmentation", action="store_true", help="make augmented copies")
+    balance.add_argument("--augmentation_factor", type=cli.positive_int, default=3, help="copies per segment")
+    balance.add_argument("--balance_classes", action="store_true", help="augment minority classes to the largest")
+    balance.add_argument("--max_balance_ratio", type=float, default=10.0, help="a class grows at most this many times")
+    split = parser.add_argument_group("split")
+    for side, value in (("train", 0.70), ("val", 0.15), ("test", 0.15)):
+        split.add_argument(f"--{side}_ratio", type=cli.share, default=value, help=f"share of {side}, 0..1")
+    split.add_argument("--group_by", choices=("recording", "folder", "column"), default="recording",
+                       help="what stays on one side of the split")
+    split.add_argument("--random_state", type=cli.non_negative_int, default=42, help="seed of split and augmentation")
+    parser.add_argument("--workers", type=cli.positive_int, help="worker processes (default: CPU cores)")
+    parser.add_argument("--overwrite", action="store_true", help="redo everything instead of continuing")
+    parser.add_argument("--strict", action="store_true", help="fail when any input fails")
+    return parser
+
+
+def run(flags: argparse.Namespace) -> int:
+    """Check the flags, preprocess, say what came of it."""
+    settings_checks(flags)
+    # late: these bring NumPy, SciPy and torch, which --help should not wait for
+    from utils import parallel, sources
+    from utils.extraction import PreprocessSettings
+    from utils.preprocessing import preprocess
+
+    frontend = FrontendConfig(segment_duration_ms=flags.segment_duration,
+                              **{name: getattr(flags, name) for name in _FRONTEND_FLAGS})
+    settings = PreprocessSettings(
+        input_dir=flags.input_dir, output_dir=flags.output_dir, frontend=frontend,
+        segment_overlap_ms=flags.segment_overlap, segment_selection=flags.segment_selection,
+        augmentation_factor=flags.augmentation_factor if flags.apply_augmentation else 0,
+        balance_classes=flags.balance_classes, max_balance_ratio=flags.max_balance_ratio,
+        ratios=(flags.train_ratio, flags.val_ratio, flags.test_ratio), random_state=flags.random_state)
+    if flags.labels_csv:
+        columns = sources.TableColumns(path=flags.path_column, label=flags.label_column, group=flags.group_column,
+                                       fold=flags.fold_column, start=flags.start_column, end=flags.end_column)
+        found = sources.sources_from_table(flags.labels_csv, flags.input_dir, columns=columns, group_by=flags.group_by)
+    else:
+        found = sources.sources_from_folders(flags.input_dir, group_by=flags.group_by)
+    if flags.label_map:
+        found = sources.apply_label_map(found, sources.read_label_map(flags.label_map),
+                                        drop_unmapped=flags.drop_unmapped)
+    results = preprocess(settings, found, n_workers=flags.workers or parallel.default_workers(),
+                         overwrite=flags.overwrite)
+    tally = Counter(result.status for result in results)
+    n_segments = sum(len(result.segments) for result in results)
+    print(f"{tally['ok']} of {len(results)} recordings gave {n_segments} segments in {flags.output_dir}")
+    failed = len(results) - tally["ok"]
+    if failed:
+        listing = ", ".join(f"{n} {status}" for status, n in sorted(tally.items()) if status != "ok")
+        print(f"{failed} could not be used ({listing}): the reasons are in {flags.output_dir / 'files.csv'}")
+    return cli.EXIT_NOTHING_USABLE if flags.strict and failed else cli.EXIT_DONE
+
+
+def settings_checks(flags: argparse.Namespace) -> None:
+    """Raise ConfigError for flags that do not fit each other."""
+    cli.existing_folder(flags.input_dir, "--input_dir")
+    total = flags.train_ratio + flags.val_ratio + flags.test_ratio
+    if abs(total - 1) > _RATIO_TOLERANCE or flags.train_ratio == 0:
+        raise ConfigError(f"--train_ratio, --val_ratio and --test_ratio must sum to 1 with some for training, got"
+                          f" {flags.train_ratio:g} + {flags.val_ratio:g} + {flags.test_ratio:g}")
+    if flags.segment_overlap >= flags.segment_duration:
+        raise ConfigError(f"--segment_overlap must be below --segment_duration ({flags.segment_duration} ms), got"
+                          f" {flags.segment_overlap} ms")
+    if flags.max_balance_ratio < 1:
+        raise ConfigError(f"--max_balance_ratio must be at least 1, got {flags.max_balance_ratio:g}")
+    table_flags = [f"--{name}" for name in ("path_column", "label_column", "group_column", "fold_column",
+                                            "start_column", "end_column") if getattr(flags, name)]
+    if table_flags and not flags.labels_csv:
+        raise ConfigError(f"{table_flags[0]} needs --labels_csv")
+    if flags.drop_unmapped and not flags.label_map:
+        raise ConfigError("--drop_unmapped needs --label_map")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return cli.run_command(build_parser(), run, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,335 @@
+import json
+import warnings
+
+import numpy as np
+import pytest
+from sklearn import metrics as reference
+
+from models.errors import ConfigError
+from utils import metrics
+
+EXACT = 1e-12  # the same formula in another order of additions
+TEMPERATURE_TOLERANCE = 0.1  # sampling error of 20 000 drawn labels
+CLASS_NAMES = ("bird", "mammal", "insect", "frog")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+def draw(rng, *, n=120, n_classes=4, absent=()):
+    """Draw rounded (so tied) probabilities that lean towards labels in which some classes never occur."""
+    labels = rng.choice([k for k in range(n_classes) if k not in absent], size=n)
+    raw = np.round(rng.random((n, n_classes)) + 0.4 * np.eye(n_classes)[labels], 1) + 0.1
+    return raw / raw.sum(axis=1, keepdims=True), labels
+
+
+@pytest.fixture(params=[(), (2,), (0, 3)], ids=["all classes", "one absent", "two absent"])
+def drawn(request, rng):
+    return draw(rng, absent=request.param)
+
+
+def bootstrap(probabilities, labels, recording_ids, *, seed=0, n_bootstrap=300, function=metrics.bootstrap_intervals):
+    return function(probabilities, labels, recording_ids, class_names=CLASS_NAMES, n_bootstrap=n_bootstrap,
+                    confidence=0.95, rng=np.random.default_rng(seed))
+
+
+def compare(a, b, labels, recording_ids, *, seed=0):
+    return metrics.paired_comparison(a, b, labels, recording_ids, class_names=CLASS_NAMES, n_bootstrap=300,
+                                     confidence=0.95, rng=np.random.default_rng(seed))
+
+
+def test_confusion_matrix_has_truth_in_rows_and_keeps_absent_classes():
+    confusion = metrics.confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), n_classes=3)
+    assert confusion.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_classification_scores_agree_with_scikit_learn(drawn):
+    probabilities, labels = drawn
+    predictions, present = probabilities.argmax(axis=1), np.unique(labels)
+    scores = metrics.classification_scores(metrics.confusion_matrix(labels, predictions, n_classes=4))
+    assert scores["accuracy"] == pytest.approx(reference.accuracy_score(labels, predictions), abs=EXACT)
+    assert scores["balanced_accuracy"] == scores["macro_recall"]
+    for average, classes in (("macro", present), ("micro", range(4)), ("weighted", range(4))):
+        expected = reference.precision_recall_fscore_support(
+            labels, predictions, labels=classes, average=average, zero_division=0)
+        for name, value in zip(("precision", "recall", "f1"), expected):
+            assert scores[f"{average}_{name}"] == pytest.approx(value, abs=EXACT), (average, name)
+
+
+def test_classification_scores_by_hand():
+    scores = metrics.classification_scores(np.array([[3, 1, 0], [2, 2, 0], [0, 0, 0]]))
+    assert scores["accuracy"] == pytest.approx(5 / 8)
+    assert scores["macro_precision"] == pytest.approx((3 / 5 + 2 / 3) / 2)
+    assert scores["macro_recall"] == pytest.approx((3 / 4 + 2 / 4) / 2)
+    assert scores["macro_f1"] == pytest.approx((6 / 9 + 4 / 7) / 2)
+
+
+def test_classification_scores_of_nothing_are_none():
+    assert set(metrics.classification_scores(np.zeros((2, 2), dtype=int)).values()) == {None}
+
+
+def test_roc_curve_agrees_with_scikit_learn(drawn):
+    probabilities, labels = drawn
+    positives = labels == 1
+    false_positive_rate, true_positive_rate = metrics.roc_curve(probabilities[:, 1], positives)
+    expected = reference.roc_curve(positives, probabilities[:, 1], drop_intermediate=False)
+    np.testing.assert_allclose(false_positive_rate, expected[0], atol=EXACT)
+    np.testing.assert_allclose(true_positive_rate, expected[1], atol=EXACT)
+
+
+def test_precision_recall_curve_agrees_with_scikit_learn(drawn):
+    probabilities, labels = drawn
+    positives = labels == 1
+    recall, precision = metrics.precision_recall_curve(probabilities[:, 1], positives)
+    expected = reference.precision_recall_curve(positives, probabilities[:, 1])
+    np.testing.assert_allclose(precision, expected[0][::-1], atol=EXACT)
+    np.testing.assert_allclose(recall, expected[1][::-1], atol=EXACT)
+
+
+def test_ranking_scores_agree_with_scikit_learn_under_ties(drawn):
+    probabilities, labels = drawn
+    positives = labels == 1
+    assert len(np.unique(probabilities[:, 1])) < len(labels)
+    assert metrics.roc_auc(probabilities[:, 1], positives) == pytest.approx(
+        reference.roc_auc_score(positives, probabilities[:, 1]), abs=EXACT)
+    assert metrics.average_precision(probabilities[:, 1], positives) == pytest.approx(
+        reference.average_precision_score(positives, probabilities[:, 1]), abs=EXACT)
+
+
+def test_ranking_scores_by_hand():
+    scores, positives = np.array([0.9, 0.5, 0.5, 0.1]), np.array([True, True, False, False])
+    assert metrics.roc_auc(scores, positives) == 0.875
+    assert metrics.average_precision(scores, positives) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+
+
+def test_ranking_scores_are_none_where_undefined():
+    scores, nothing = np.array([0.2, 0.8]), np.array([False, False])
+    assert metrics.roc_auc(scores, nothing) is None
+    assert metrics.roc_auc(scores, ~nothing) is None
+    assert metrics.average_precision(scores, nothing) is None
+    assert np.isnan(metrics.roc_curve(scores, nothing)[1]).all()
+    assert np.isnan(metrics.precision_recall_curve(scores, nothing)[0]).all()
+
+
+def test_log_loss_agrees_with_scikit_learn_and_forgives_a_zero(drawn):
+    probabilities, labels = drawn
+    assert metrics.log_loss(probabilities, labels) == pytest.approx(
+        reference.log_loss(labels, probabilities, labels=range(4)), abs=EXACT)
+    assert np.isfinite(metrics.log_loss(np.array([[0.0, 1.0]]), np.array([0])))
+
+
+def test_brier_score_by_hand():
+    assert metrics.brier_score(np.array([[0.5, 0.3, 0.2]]), np.array([0])) == pytest.approx(0.25 + 0.09 + 0.04)
+    assert metrics.brier_score(np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([0, 0])) == 1.0
+
+
+def test_calibration_by_hand():
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [1.0, 0.0]])
+    labels = np.array([0, 1, 1, 0])
+    confidence, accuracy, count = metrics.reliability_curve(probabilities, labels, n_bins=10)
+    assert count.tolist() == [0, 0, 0, 0, 0, 1, 0, 0, 2, 1]
+    np.testing.assert_allclose(confidence[[5, 8, 9]], [0.6, 0.9, 1.0])
+    np.testing.assert_allclose(accuracy[[5, 8, 9]], [1.0, 0.5, 1.0])
+    assert np.isnan(confidence[0]) and np.isnan(accuracy[0])
+    assert metrics.expected_calibration_error(probabilities, labels, n_bins=10) == pytest.approx((0.4 + 2 * 0.4) / 4)
+
+
+def test_softmax_by_hand_with_temperature():
+    logits = np.array([[0.0, np.log(9.0)]])
+    np.testing.assert_allclose(metrics.softmax(logits, temperature=1.0), [[0.1, 0.9]])
+    np.testing.assert_allclose(metrics.softmax(logits, temperature=2.0), [[0.25, 0.75]])
+    with pytest.raises(ConfigError, match="temperature must be positive, got 0"):
+        metrics.softmax(logits, temperature=0)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_fit_temperature_recovers_the_one_the_labels_were_drawn_with(rng, temperature):
+    logits = rng.normal(scale=4.0, size=(20_000, 4))
+    cumulative = metrics.softmax(logits, temperature=temperature).cumsum(axis=1)
+    labels = (cumulative < rng.random((len(logits), 1))).sum(axis=1)
+    assert metrics.fit_temperature(logits, labels) == pytest.approx(temperature, rel=TEMPERATURE_TOLERANCE)
+
+
+def test_fit_temperature_never_leaves_its_range_and_gives_1_for_too_little_data():
+    sure = np.array([[50.0, 0.0], [0.0, 50.0]])
+    low, high = metrics.TEMPERATURE_RANGE
+    assert low <= metrics.fit_temperature(sure, np.array([0, 1])) < 1
+    assert 1 < metrics.fit_temperature(sure, np.array([1, 0])) <= high
+    assert metrics.fit_temperature(sure[:1], np.array([0])) == 1.0
+    assert metrics.fit_temperature(sure, np.array([0, 0])) == 1.0
+
+
+def test_evaluate_agrees_with_scikit_learn_and_is_json(drawn):
+    probabilities, labels = drawn
+    result = metrics.evaluate(probabilities, labels, class_names=CLASS_NAMES)
+    json.dumps(result, allow_nan=False)
+    present = np.unique(labels)
+    auc = [reference.roc_auc_score(labels == k, probabilities[:, k]) for k in present]
+    precision = [reference.average_precision_score(labels == k, probabilities[:, k]) for k in present]
+    assert result["macro_roc_auc"] == pytest.approx(np.mean(auc), abs=EXACT)
+    assert result["macro_average_precision"] == pytest.approx(np.mean(precision), abs=EXACT)
+    assert result["log_loss"] == pytest.approx(metrics.log_loss(probabilities, labels), abs=EXACT)
+    assert result["brier_score"] == pytest.approx(metrics.brier_score(probabilities, labels), abs=EXACT)
+    assert result["ece"] == pytest.approx(metrics.expected_calibration_error(probabilities, labels), abs=EXACT)
+    assert result["n_segments"] == len(labels)
+    assert result["confusion_matrix"] == reference.confusion_matrix(
+        labels, probabilities.argmax(axis=1), labels=range(4)).tolist()
+
+
+def test_per_class_table_agrees_with_scikit_learn(drawn):
+    probabilities, labels = drawn
+    table = metrics.per_class_table(probabilities, labels, class_names=CLASS_NAMES)
+    assert [row["class_name"] for row in table] == list(CLASS_NAMES)
+    expected = zip(*reference.precision_recall_fscore_support(
+        labels, probabilities.argmax(axis=1), labels=range(4), zero_division=0))
+    for row, (precision, recall, f1, support) in zip(table, expected):
+        assert row["support"] == support
+        scores = [row[name] for name in ("precision", "recall", "f1", "roc_auc", "average_precision")]
+        if support == 0:
+            assert scores == [None] * 5
+        else:
+            assert None not in scores
+            assert scores[:3] == pytest.approx([precision, recall, f1], abs=EXACT)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda p, y: (10 * p - 2, y), "logits given instead of probabilities"),
+    (lambda p, y: (p / 2, y), "logits given instead of probabilities"),
+    (lambda p, y: (p * np.nan, y), "finite.*row 0.*diverge"),
+    (lambda p, y: (p[:, :3], y), r"shape \(n, 4\).*same classes"),
+    (lambda p, y: (p, y[:-1]), r"labels must have shape \(120,\)"),
+    (lambda p, y: (p, y + 4), "labels must be in 0..3.*another class order"),
+    (lambda p, y: (p, y - 4), "labels must be in 0..3"),
+    (lambda p, y: (p, y.astype(float)), "labels must be integers, got float64"),
+    (lambda p, y: (p[:0], y[:0]), "at least one row"),
+])
+def test_validate_refuses_and_guesses_the_cause(rng, change, message):
+    probabilities, labels = change(*draw(rng))
+    with pytest.raises(ConfigError, match=message):
+        metrics.evaluate(probabilities, labels, class_names=CLASS_NAMES)
+
+
+def test_validate_accepts_half_precision(rng):
+    probabilities, labels = draw(rng)
+    metrics.validate(probabilities.astype(np.float16), labels, class_names=CLASS_NAMES)
+
+
+def test_bootstrap_scores_equal_evaluate_on_the_rows_drawn(rng):
+    probabilities, labels = draw(rng, n=40, absent=(3,))
+    recording_ids = np.repeat(np.arange(10), 4)
+    drawn = np.random.default_rng(3).multinomial(10, np.full(10, 0.1), size=1)[0]
+    rows = np.repeat(np.arange(40), drawn[recording_ids])
+    expected = metrics.evaluate(probabilities[rows], labels[rows], class_names=CLASS_NAMES)
+    intervals = bootstrap(probabilities, labels, recording_ids, seed=3, n_bootstrap=1)
+    for name, (low, high) in intervals.items():
+        assert low == high == pytest.approx(expected[name], abs=EXACT), name
+    for name, intervals_of_class in zip(CLASS_NAMES, bootstrap(
+            probabilities, labels, recording_ids, seed=3, n_bootstrap=1, function=metrics.per_class_intervals)):
+        assert intervals_of_class.pop("class_name") == name
+        row = expected["per_class"][CLASS_NAMES.index(name)]
+        for score, interval in intervals_of_class.items():
+            assert interval == (None if row[score] is None else pytest.approx([row[score]] * 2, abs=EXACT)), score
+
+
+def test_bootstrap_covers_every_scalar_of_evaluate(rng):
+    probabilities, labels = draw(rng)
+    scores = metrics.evaluate(probabilities, labels, class_names=CLASS_NAMES)
+    intervals = bootstrap(probabilities, labels, np.arange(len(labels)))
+    assert set(intervals) == set(scores) - {"n_segments", "per_class", "confusion_matrix"}
+    for name in ("accuracy", "macro_f1", "macro_roc_auc", "log_loss"):
+        assert intervals[name][0] < scores[name] < intervals[name][1]
+
+
+def test_bootstrap_draws_recordings_so_copies_of_a_row_add_no_certainty(rng):
+    probabilities, labels = draw(rng, n=30)
+    recording_ids = [f"recording {k:02d}" for k in range(30)]
+    once = bootstrap(probabilities, labels, recording_ids)
+    copied = bootstrap(probabilities.repeat(10, axis=0), labels.repeat(10), np.repeat(recording_ids, 10))
+    for name, interval in once.items():
+        assert copied[name] == pytest.approx(interval, abs=EXACT), name
+
+
+def test_bootstrap_does_not_depend_on_how_many_resamples_are_held_at_once(rng, monkeypatch):
+    probabilities, labels = draw(rng)
+    whole = bootstrap(probabilities, labels, labels)
+    monkeypatch.setattr(metrics, "RESAMPLED_CELLS", 7 * len(labels))
+    parts = bootstrap(probabilities, labels, labels)
+    for name, interval in whole.items():
+        assert parts[name] == pytest.approx(interval, abs=EXACT), name
+
+
+def test_bootstrap_of_an_always_correct_classifier_is_certain():
+    labels = np.arange(20) % 4
+    intervals = bootstrap(np.eye(4)[labels], labels, np.arange(20))
+    for name in ("accuracy", "macro_f1", "macro_roc_auc", "macro_average_precision"):
+        assert intervals[name] == [1.0, 1.0]
+    assert intervals["log_loss"] == [0.0, 0.0]
+
+
+def test_bootstrap_repeats_with_the_seed_and_differs_without(rng):
+    probabilities, labels = draw(rng)
+    recording_ids = np.arange(len(labels)) // 3
+    assert bootstrap(probabilities, labels, recording_ids) == bootstrap(probabilities, labels, recording_ids)
+    assert bootstrap(probabilities, labels, recording_ids) != bootstrap(probabilities, labels, recording_ids, seed=1)
+
+
+def test_one_recording_gives_no_interval(rng):
+    probabilities, labels = draw(rng)
+    assert set(bootstrap(probabilities, labels, ["only one"] * len(labels)).values()) == {None}
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"n_bootstrap": 0}, "n_bootstrap must be at least 1, got 0"),
+    ({"confidence": 95}, "confidence must be in 0..1.*got 95"),
+    ({"recording_ids": ["a"]}, r"one entry per row \(120\), got 1"),
+])
+def test_bootstrap_refuses_impossible_arguments(rng, changes, message):
+    probabilities, labels = draw(rng)
+    arguments = {"recording_ids": labels, "n_bootstrap": 10, "confidence": 0.9, "class_names": CLASS_NAMES, "rng": rng}
+    with pytest.raises(ConfigError, match=message):
+        metrics.bootstrap_intervals(probabilities, labels, **{**arguments, **changes})
+
+
+def test_inputs_are_not_changed_and_nothing_warns(rng):
+    probabilities, labels = draw(rng, absent=(1,))
+    before = probabilities.copy(), labels.copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metrics.evaluate(probabilities, labels, class_names=CLASS_NAMES)
+        compare(probabilities, probabilities[:, ::-1], labels, labels)
+    np.testing.assert_array_equal(probabilities, before[0])
+    np.testing.assert_array_equal(labels, before[1])
+
+
+def test_comparison_by_hand_mcnemar():
+    labels = np.zeros(15, dtype=int)
+    right, wrong = np.eye(4)[0], np.eye(4)[1]
+    a = np.array([right] * 1 + [wrong] * 9 + [right] * 5)
+    b = np.array([wrong] * 1 + [right] * 9 + [right] * 5)
+    result = compare(a, b, labels, np.arange(15))
+    assert result["mcnemar"] == {"only_a_correct": 1, "only_b_correct": 9, "p": pytest.approx(0.021484375)}
+    assert result["differences"]["accuracy"]["difference"] == pytest.approx(-8 / 15)
+    json.dumps(result, allow_nan=False)
+
+
+def test_comparison_says_better_and_worse_by_the_stated_metric(rng):
+    weak, labels = draw(rng)
+    strong, recording_ids = np.eye(4)[labels], np.arange(len(labels))
+    better, worse = compare(strong, weak, labels, recording_ids), compare(weak, strong, labels, recording_ids)
+    assert (better["verdict"], worse["verdict"]) == ("better", "worse")
+    assert better["verdict_metric"] == "macro_f1"
+    assert better["n_recordings"] == len(labels)
+    low, high = better["differences"]["macro_f1"]["interval"]
+    assert 0 < low < better["differences"]["macro_f1"]["difference"] < high
+    assert worse["differences"]["macro_f1"]["interval"] == pytest.approx([-high, -low], abs=EXACT)
+
+
+def test_comparison_of_a_model_with_itself_draws_the_same_recordings_for_both(rng):
+    probabilities, labels = draw(rng)
+    result = compare(probabilities, probabilities, labels, np.arange(len(labels)))
+    assert result["verdict"] == "no significant difference"
+    assert result["mcnemar"]["p"] == 1.0
+    for row in result["differences"].values():
+        assert row == {"difference": 0.0, "interval": [0.0, 0.0]}

@@ -1,0 +1,201 @@
+"""What the four commands share: flags, logging, errors to exit codes."""
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from models.efficientnet_config import DEFAULT_PRESET, AugmentationConfig, EfficientNetConfig, get_config
+from models.errors import AudioError, ConfigError, NightScanError
+
+VERSION = "2.0.0"
+EXIT_DONE, EXIT_NOTHING_USABLE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+AUGMENTATION_FLAGS = ("freq_mask_param", "time_mask_param", "mixup_alpha")
+
+logger = logging.getLogger(__name__)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser that shows every default and takes ``--batch-size`` for ``--batch_size``.
+
+    Parameters
+    ----------
+    description : str
+        First line of ``--help``.
+    """
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+        shared = self.add_argument_group("shared by all commands")
+        shared.add_argument("-v", "--verbose", action="store_true", help="more messages, and tracebacks of errors")
+        shared.add_argument("-q", "--quiet", action="store_true", help="only warnings and errors")
+        shared.add_argument("--log_file", type=Path, help="also write messages to this file")
+        shared.add_argument("--version", action="version", version=f"NightScan Audio {VERSION}")
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Parse after respelling dashed flags with underscores."""
+        words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args([_underscored(word) for word in words], namespace)
+
+    def error(self, message: str) -> typing.NoReturn:
+        """Report a usage error in one line and leave with exit code 2."""
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (see --help)\n")
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Adds ``(default: X)`` where there is a default to tell."""
+
+    def _get_help_string(self, action):
+        text = action.help or ""
+        if action.default in (None, False, argparse.SUPPRESS) or action.required or "default" in text:
+            return text
+        shown = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
+        return f"{text} (default: {shown})".replace("%", "%%")
+
+
+def _underscored(word: str) -> str:
+    if not word.startswith("--") or word == "--":
+        return word
+    flag, equals, value = word.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for every plain field of EfficientNetConfig; none has a default, so only those given count."""
+    preset = get_config(DEFAULT_PRESET)
+    group = parser.add_argument_group(f"settings on top of --config (shown: those of {DEFAULT_PRESET})")
+    for config in (preset, preset.augmentation):
+        hints = typing.get_type_hints(type(config))
+        for field in dataclasses.fields(config):
+            if isinstance(config, AugmentationConfig) and field.name not in AUGMENTATION_FLAGS:
+                continue
+            kind = _scalar_type(hints[field.name])
+            if kind is not None:
+                _add_flag(group, field, kind, getattr(config, field.name))
+
+
+def _scalar_type(hint) -> type | None:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return next((option for option in options if option in (int, float, str, bool)), None)
+
+
+def _add_flag(group, field: dataclasses.Field, kind: type, shown) -> None:
+    text = f"{field.metadata['help']} (default: {'chosen for the run' if shown is None else shown})"
+    if kind is bool:
+        group.add_argument(f"--{field.name}", action="store_true", default=argparse.SUPPRESS, help=text)
+        group.add_argument(f"--no_{field.name}", dest=field.name, action="store_false", default=argparse.SUPPRESS,
+                           help=f"switch {field.name} off")
+    else:
+        group.add_argument(f"--{field.name}", type=kind, choices=field.metadata["choices"],
+                           default=argparse.SUPPRESS, help=text)
+
+
+def config_from_flags(base: EfficientNetConfig, flags: Mapping) -> EfficientNetConfig:
+    """Return ``base`` with the settings that were given as flags; ConfigError for impossible values."""
+    names = {field.name for field in dataclasses.fields(EfficientNetConfig)}
+    changes = {name: value for name, value in flags.items() if name in names}
+    masks = {name: flags[name] for name in AUGMENTATION_FLAGS if name in flags}
+    if masks:
+        changes["augmentation"] = base.augmentation.replace(**masks)
+    return base.replace(**changes)
+
+
+def positive_int(text: str) -> int:
+    """Parse a flag that must be a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    """Parse a flag that must be a whole number of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
+    return value
+
+
+def share(text: str) -> float:
+    """Parse a flag that must lie in 0..1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be in 0..1, got {text}")
+    return value
+
+
+def run_command(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], int],
+                arguments: Sequence[str] | None = None) -> int:
+    """Parse, run, and turn what happens into an exit code.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        Of the command.
+    command : callable
+        Takes the parsed flags, returns an exit code.
+    arguments : sequence of str, optional
+        Command line; ``sys.argv`` when None.
+
+    Returns
+    -------
+    int
+        0 done, 1 nothing usable, 2 wrong usage, 130 interrupted.
+    """
+    flags = parser.parse_args(arguments)
+    with _logging(flags):
+        try:
+            return command(flags)
+        except NightScanError as error:
+            logger.debug("traceback", exc_info=True)
+            logger.error("%s", error)
+            return EXIT_NOTHING_USABLE if isinstance(error, AudioError) else EXIT_USAGE
+        except KeyboardInterrupt:
+            logger.error("interrupted; finished work is kept and the same command goes on from it")
+            return EXIT_INTERRUPTED
+
+
+@contextlib.contextmanager
+def _logging(flags: argparse.Namespace) -> Iterator[None]:
+    root = logging.getLogger()
+    level = logging.DEBUG if flags.verbose else logging.WARNING if flags.quiet else logging.INFO
+    handlers: list[logging.Handler] = [_ProgressHandler()]
+    handlers[0].setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    if flags.log_file:
+        try:
+            flags.log_file.parent.mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(flags.log_file, encoding="utf-8"))
+        except OSError as error:
+            raise SystemExit(f"--log_file {flags.log_file} cannot be written: {error.strerror}") from error
+        handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for handler in handlers:
+        root.addHandler(handler)
+    for name in ("models", "utils", "scripts", "__main__"):
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
+
+
+class _ProgressHandler(logging.StreamHandler):
+    """Writes above a running progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm  # late, so that --help does not wait for it
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def existing_folder(path: Path, flag: str) -> Path:
+    """Return ``path`` if it is a folder; ConfigError naming the flag otherwise."""
+    if not path.is_dir():
+        raise ConfigError(f"{flag} {path} is not a folder: give one that exists")
+    return path
