@@ -44,6 +44,9 @@ class _Settings:
             problems += [*self._choice_problems(), *self._problems()]
         if problems:
             raise ConfigError("; ".join(problems))
+        for name, expected in typing.get_type_hints(type(self)).items():
+            if expected is float:  # 50 and 50.0 are one setting: they must be written, and so fingerprinted, alike
+                object.__setattr__(self, name, float(getattr(self, name)))
 
     def _type_problems(self):
         for name, expected in typing.get_type_hints(type(self)).items():

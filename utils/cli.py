@@ -95,11 +95,17 @@ def _add_flag(group, field: dataclasses.Field, kind: type, shown) -> None:
                            default=argparse.SUPPRESS, help=text)
 
 
+def given_settings(flags: Mapping) -> list[str]:
+    """Return the names of the config settings that were given as flags."""
+    names = {field.name for field in dataclasses.fields(EfficientNetConfig)}
+    return [name for name in flags if name in names or name in AUGMENTATION_FLAGS]
+
+
 def config_from_flags(base: EfficientNetConfig, flags: Mapping) -> EfficientNetConfig:
     """Return ``base`` with the settings that were given as flags; ConfigError for impossible values."""
-    names = {field.name for field in dataclasses.fields(EfficientNetConfig)}
-    changes = {name: value for name, value in flags.items() if name in names}
-    masks = {name: flags[name] for name in AUGMENTATION_FLAGS if name in flags}
+    given = given_settings(flags)
+    changes = {name: flags[name] for name in given if name not in AUGMENTATION_FLAGS}
+    masks = {name: flags[name] for name in given if name in AUGMENTATION_FLAGS}
     if masks:
         changes["augmentation"] = base.augmentation.replace(**masks)
     return base.replace(**changes)

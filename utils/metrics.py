@@ -1,25 +1,22 @@
-"""Scores of a classifier in pure NumPy: validate -> metric -> evaluate, with intervals and paired tests.
+"""Scores of a classifier in pure NumPy: validate -> metric -> evaluate.
 
 Every score is computed by one weighted core. A weight says how often a row counts: 1 for the score itself, the number
 of times its recording was drawn for a bootstrap resample, so that score and interval cannot disagree on a definition.
 Inside this module an undefined score is NaN; what leaves it as a result is ``None``, because JSON has no NaN.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from models.errors import ConfigError
 
 N_CALIBRATION_BINS = 15  # Guo et al. 2017, section 5
 TEMPERATURE_RANGE = (0.05, 20.0)
 ROW_SUM_TOLERANCE = 1e-3  # a softmax in half precision is off by about this much
-VERDICT_METRIC = "macro_f1"
-RESAMPLED_CELLS = 4_000_000  # rows x resamples held at once: 32 MB an array
 
-_Scores = dict[str, np.ndarray]
-_Scorer = Callable[[np.ndarray, np.ndarray, np.ndarray], _Scores]
+Scores = dict[str, np.ndarray]
 
 
 def validate(probabilities: np.ndarray, labels: np.ndarray, *, class_names: Sequence[str]) -> None:
@@ -116,7 +113,7 @@ def classification_scores(confusion: np.ndarray) -> dict[str, float | None]:
     return {name: _plain(value[0]) for name, value in scores.items()}
 
 
-def _averaged_scores(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> _Scores:
+def _averaged_scores(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> Scores:
     per_class = _precision_recall_f1(hits, support, predicted)
     accuracy = _ratio(hits.sum(axis=0), support.sum(axis=0), empty=np.nan)
     scores = {"accuracy": accuracy, "balanced_accuracy": _mean_where(per_class["recall"], support > 0)}
@@ -127,7 +124,7 @@ def _averaged_scores(hits: np.ndarray, support: np.ndarray, predicted: np.ndarra
     return scores
 
 
-def _precision_recall_f1(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> _Scores:
+def _precision_recall_f1(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> Scores:
     return {"precision": _ratio(hits, predicted, empty=0.0), "recall": _ratio(hits, support, empty=0.0),
             "f1": _ratio(2 * hits, support + predicted, empty=0.0)}
 
@@ -426,7 +423,7 @@ def evaluate(probabilities: np.ndarray, labels: np.ndarray, *, class_names: Sequ
     """
     validate(probabilities, labels, class_names=class_names)
     probabilities, labels = _as_float(probabilities), np.asarray(labels)
-    scores = _scalar_scores(probabilities, labels, np.ones((len(labels), 1)))
+    scores = weighted_scores(probabilities, labels, np.ones((len(labels), 1)))
     confusion = confusion_matrix(labels, probabilities.argmax(axis=1), n_classes=len(class_names))
     return {**{name: _plain(value[0]) for name, value in scores.items()}, "n_segments": len(labels),
             "per_class": per_class_table(probabilities, labels, class_names=class_names),
@@ -453,7 +450,7 @@ def per_class_table(probabilities: np.ndarray, labels: np.ndarray, *, class_name
         the precision of a class that was never predicted is 0.
     """
     labels = np.asarray(labels)
-    scores = _class_scores(_as_float(probabilities), labels, np.ones((len(labels), 1)))
+    scores = weighted_class_scores(_as_float(probabilities), labels, np.ones((len(labels), 1)))
     support = np.bincount(labels, minlength=len(class_names))
     return [{"class_name": name, "support": int(support[k]),
              **{score: _plain(values[k, 0]) for score, values in scores.items()}}
@@ -467,8 +464,23 @@ def _hits_support_predicted(probabilities: np.ndarray, labels: np.ndarray, weigh
     return (truth * guess) @ weights, truth @ weights, guess @ weights
 
 
-def _class_scores(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> _Scores:
-    """Score each class: arrays (n_classes, n_resamples), for weights (n, n_resamples)."""
+def weighted_class_scores(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Scores:
+    """Score each class against the rest, once per column of weights.
+
+    Parameters
+    ----------
+    probabilities : np.ndarray, float64, shape (n, n_classes), range 0..1
+        One row per segment, as ``validate`` accepts it.
+    labels : np.ndarray, int, shape (n,), range 0..n_classes-1
+        True class of each row.
+    weights : np.ndarray, float64, shape (n, n_resamples)
+        How often each row counts, in each resample.
+
+    Returns
+    -------
+    dict of str to np.ndarray, float64, shape (n_classes, n_resamples)
+        The scores of ``per_class_table``, NaN where undefined.
+    """
     hits, support, predicted = _hits_support_predicted(probabilities, labels, weights)
     ratios = _precision_recall_f1(hits, support, predicted)
     counts = [_ranked(scores, labels == k, weights) for k, scores in enumerate(probabilities.T)]
@@ -477,9 +489,24 @@ def _class_scores(probabilities: np.ndarray, labels: np.ndarray, weights: np.nda
             "average_precision": np.stack([_average_precision(*count) for count in counts])}
 
 
-def _scalar_scores(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> _Scores:
-    """Score the classifier: arrays (n_resamples,), for weights (n, n_resamples)."""
-    per_class = _class_scores(probabilities, labels, weights)
+def weighted_scores(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Scores:
+    """Score the classifier, once per column of weights.
+
+    Parameters
+    ----------
+    probabilities : np.ndarray, float64, shape (n, n_classes), range 0..1
+        One row per segment, as ``validate`` accepts it.
+    labels : np.ndarray, int, shape (n,), range 0..n_classes-1
+        True class of each row.
+    weights : np.ndarray, float64, shape (n, n_resamples)
+        How often each row counts, in each resample.
+
+    Returns
+    -------
+    dict of str to np.ndarray, float64, shape (n_resamples,)
+        The scalars of ``evaluate``, NaN where undefined.
+    """
+    per_class = weighted_class_scores(probabilities, labels, weights)
     n_rows = weights.sum(axis=0)
     scores = _averaged_scores(*_hits_support_predicted(probabilities, labels, weights))
     for name in ("roc_auc", "average_precision"):
@@ -488,187 +515,6 @@ def _scalar_scores(probabilities: np.ndarray, labels: np.ndarray, weights: np.nd
     scores["brier_score"] = _row_brier(probabilities, labels) @ weights / n_rows
     scores["ece"] = _calibration_error(probabilities, labels, weights, n_bins=N_CALIBRATION_BINS)
     return scores
-
-
-# How sure are we?
-
-
-def bootstrap_intervals(probabilities: np.ndarray, labels: np.ndarray, recording_ids: Sequence[str], *,
-                        class_names: Sequence[str], n_bootstrap: int, confidence: float, rng: np.random.Generator
-                        ) -> dict[str, list[float] | None]:
-    """Give each scalar score of ``evaluate`` a percentile interval (Efron and Tibshirani 1993, section 13.3).
-
-    Whole recordings are resampled, because the segments of one recording are not independent.
-
-    Parameters
-    ----------
-    probabilities : np.ndarray, float, shape (n, n_classes), range 0..1
-        One row per segment.
-    labels : np.ndarray, int, shape (n,), range 0..n_classes-1
-        True class of each row.
-    recording_ids : sequence of str, length n
-        Recording each row was cut from.
-    class_names : sequence of str, length n_classes
-        Name of each column.
-    n_bootstrap : int
-        Number of resamples.
-    confidence : float, range 0..1
-        Share of the resamples inside the interval.
-    rng : np.random.Generator
-        Source of the resamples.
-
-    Returns
-    -------
-    dict of str to [low, high] or None
-        None where a score is undefined, or where a single recording cannot tell how recordings vary.
-
-    Raises
-    ------
-    ConfigError
-        If ``validate`` refuses the input or an argument is out of range.
-    """
-    resampled, = _bootstrap(_scalar_scores, [probabilities], labels, recording_ids, class_names=class_names,
-                            n_bootstrap=n_bootstrap, confidence=confidence, rng=rng)
-    return {name: _interval(values, confidence, recording_ids) for name, values in resampled.items()}
-
-
-def per_class_intervals(probabilities: np.ndarray, labels: np.ndarray, recording_ids: Sequence[str], *,
-                        class_names: Sequence[str], n_bootstrap: int, confidence: float, rng: np.random.Generator
-                        ) -> list[dict]:
-    """Give each score of ``per_class_table`` a percentile interval; arguments as ``bootstrap_intervals``.
-
-    Parameters
-    ----------
-    probabilities : np.ndarray, float, shape (n, n_classes), range 0..1
-        One row per segment.
-    labels : np.ndarray, int, shape (n,), range 0..n_classes-1
-        True class of each row.
-    recording_ids : sequence of str, length n
-        Recording each row was cut from.
-    class_names : sequence of str, length n_classes
-        Name of each column.
-    n_bootstrap : int
-        Number of resamples.
-    confidence : float, range 0..1
-        Share of the resamples inside the interval.
-    rng : np.random.Generator
-        Source of the resamples.
-
-    Returns
-    -------
-    list of dict
-        Per class ``class_name`` and score name to [low, high] or None.
-
-    Raises
-    ------
-    ConfigError
-        If ``validate`` refuses the input or an argument is out of range.
-    """
-    resampled, = _bootstrap(_class_scores, [probabilities], labels, recording_ids, class_names=class_names,
-                            n_bootstrap=n_bootstrap, confidence=confidence, rng=rng)
-    return [{"class_name": class_name,
-             **{name: _interval(values[k], confidence, recording_ids) for name, values in resampled.items()}}
-            for k, class_name in enumerate(class_names)]
-
-
-def paired_comparison(probabilities_a: np.ndarray, probabilities_b: np.ndarray, labels: np.ndarray,
-                      recording_ids: Sequence[str], *, class_names: Sequence[str], n_bootstrap: int,
-                      confidence: float, rng: np.random.Generator) -> dict:
-    """Compare two models on the same rows.
-
-    The verdict is about a: ``better`` or ``worse`` when the interval of the difference in ``VERDICT_METRIC`` excludes
-    0, else ``no significant difference``. McNemar's exact test (Dietterich 1998, section 3.1) treats rows as
-    independent and stands beside it for reference.
-
-    Parameters
-    ----------
-    probabilities_a, probabilities_b : np.ndarray, float, shape (n, n_classes), range 0..1
-        One row per segment, the same segments in the same order.
-    labels : np.ndarray, int, shape (n,), range 0..n_classes-1
-        True class of each row.
-    recording_ids : sequence of str, length n
-        Recording each row was cut from; each resample draws the same recordings for both models.
-    class_names : sequence of str, length n_classes
-        Name of each column.
-    n_bootstrap : int
-        Number of resamples.
-    confidence : float, range 0..1
-        Share of the resamples inside an interval.
-    rng : np.random.Generator
-        Source of the resamples.
-
-    Returns
-    -------
-    dict
-        ``verdict``, ``verdict_metric``, ``confidence``, ``n_recordings``, ``differences`` (score name to
-        ``{"difference": a - b, "interval": [low, high] or None}``) and ``mcnemar``
-        (``only_a_correct``, ``only_b_correct``, ``p``, two-sided).
-
-    Raises
-    ------
-    ConfigError
-        If ``validate`` refuses either input or an argument is out of range.
-    """
-    models = [probabilities_a, probabilities_b]
-    a, b = _bootstrap(_scalar_scores, models, labels, recording_ids, class_names=class_names, n_bootstrap=n_bootstrap,
-                      confidence=confidence, rng=rng)
-    weights = np.ones((len(labels), 1))
-    score_a, score_b = (_scalar_scores(_as_float(p), np.asarray(labels), weights) for p in models)
-    intervals = {name: _interval(a[name] - b[name], confidence, recording_ids) for name in a}
-    differences = {name: {"difference": _plain(score_a[name][0] - score_b[name][0]), "interval": intervals[name]}
-                   for name in a}
-    return {"verdict": _verdict(intervals[VERDICT_METRIC]), "verdict_metric": VERDICT_METRIC,
-            "confidence": confidence, "n_recordings": len(np.unique(recording_ids)), "differences": differences,
-            "mcnemar": _mcnemar(*(np.asarray(p).argmax(axis=1) == labels for p in models))}
-
-
-def _bootstrap(scorer: _Scorer, models: list[np.ndarray], labels: np.ndarray, recording_ids: Sequence[str], *,
-               class_names: Sequence[str], n_bootstrap: int, confidence: float, rng: np.random.Generator
-               ) -> list[_Scores]:
-    """Score every model on the same resamples: per model, score name to (..., n_bootstrap)."""
-    for probabilities in models:
-        validate(probabilities, labels, class_names=class_names)
-    if len(recording_ids) != len(labels):
-        raise ConfigError(f"recording_ids must have one entry per row ({len(labels)}), got {len(recording_ids)}")
-    if n_bootstrap < 1:
-        raise ConfigError(f"n_bootstrap must be at least 1, got {n_bootstrap}")
-    if not 0 < confidence < 1:
-        raise ConfigError(f"confidence must be in 0..1 (both excluded), got {confidence}: 95 % is 0.95")
-    models, labels = [_as_float(probabilities) for probabilities in models], np.asarray(labels)
-    parts = [[scorer(probabilities, labels, weights) for probabilities in models]
-             for weights in _resampled_weights(recording_ids, n_bootstrap=n_bootstrap, rng=rng)]
-    return [{name: np.concatenate([part[name] for part in parts_of_model], axis=-1) for name in parts_of_model[0]}
-            for parts_of_model in zip(*parts)]
-
-
-def _resampled_weights(recording_ids: Sequence[str], *, n_bootstrap: int, rng: np.random.Generator
-                       ) -> Iterator[np.ndarray]:
-    recordings, index = np.unique(np.asarray(recording_ids), return_inverse=True)
-    per_part = max(1, RESAMPLED_CELLS // len(index))
-    for start in range(0, n_bootstrap, per_part):
-        size = min(per_part, n_bootstrap - start)
-        draws = rng.multinomial(len(recordings), np.full(len(recordings), 1 / len(recordings)), size=size)
-        yield np.ascontiguousarray(draws.T[index], dtype=np.float64)
-
-
-def _interval(values: np.ndarray, confidence: float, recording_ids: Sequence[str]) -> list[float] | None:
-    values = values[np.isfinite(values)]
-    if not len(values) or len(np.unique(recording_ids)) < 2:
-        return None
-    tail = (1 - confidence) / 2
-    return np.quantile(values, [tail, 1 - tail]).tolist()
-
-
-def _verdict(interval: list[float] | None) -> str:
-    if interval is None or interval[0] <= 0 <= interval[1]:
-        return "no significant difference"
-    return "better" if interval[0] > 0 else "worse"
-
-
-def _mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> dict:
-    only_a, only_b = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())
-    p = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
-    return {"only_a_correct": only_a, "only_b_correct": only_b, "p": p}
 
 
 def _as_float(values: np.ndarray) -> np.ndarray:

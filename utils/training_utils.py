@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,6 +63,13 @@ def resolve_device(name: str) -> torch.device:
     if not available[kind] or kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"--device {name} is not available on this machine: use --device cpu or auto")
     return torch.device(name)
+
+
+def use_deterministic_algorithms() -> None:
+    """Let PyTorch use only algorithms that give the same result every time."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def autocast_dtype(device: torch.device, *, mixed_precision: bool) -> torch.dtype | None:
@@ -245,7 +253,7 @@ def make_stepper(trainer: Trainer) -> Stepper:
 
 
 def fit(trainer: Trainer, stepper: Stepper, state: LoopState, *,
-        after_epoch: Callable[[LoopState, bool], None]) -> dict[str, Tensor]:
+        after_epoch: Callable[[LoopState, bool, np.ndarray, np.ndarray], None]) -> dict[str, Tensor]:
     """Train until the last epoch or until patience runs out.
 
     Parameters
@@ -255,7 +263,8 @@ def fit(trainer: Trainer, stepper: Stepper, state: LoopState, *,
     state : LoopState
         Where to begin; changed in place.
     after_epoch : callable
-        Called with the state and whether the epoch was the best; saves checkpoints.
+        Called with the state, whether the epoch was the best, and the validation logits and labels; saves
+        checkpoints.
 
     Returns
     -------
@@ -280,7 +289,7 @@ def fit(trainer: Trainer, stepper: Stepper, state: LoopState, *,
         logger.info("epoch %d/%d: train loss %.3f, val loss %.3f, accuracy %.3f, macro F1 %.3f%s", state.epoch,
                     config.epochs, train_loss, scores["val_loss"], scores["val_accuracy"], scores["val_macro_f1"],
                     " (best)" if is_best else "")
-        after_epoch(state, is_best)
+        after_epoch(state, is_best, logits, labels)
     if best_weights:
         trainer.model.load_state_dict(best_weights)
     return best_weights

@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""Train EfficientNet B0-B3 or ResNet18 on preprocessed spectrograms."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from models.efficientnet_config import DEFAULT_PRESET, list_configs
+from models.errors import ConfigError
+from utils import cli
+
+
+def build_parser() -> cli.CommandParser:
+    """Return the parser of this command."""
+    parser = cli.CommandParser(__doc__)
+    parser.add_argument("--train_csv", type=Path, required=True, help="manifest to learn from")
+    parser.add_argument("--val_csv", type=Path, required=True, help="manifest that chooses the best epoch")
+    parser.add_argument("--model_dir", type=Path, required=True, help="where checkpoints, scores and pictures go")
+    parser.add_argument("--config", default=DEFAULT_PRESET, help=f"{', '.join(list_configs())}, or a .json file")
+    cli.add_config_flags(parser)
+    run_group = parser.add_argument_group("this run")
+    run_group.add_argument("--pretrained_weights", type=Path, help="local copy of the ImageNet weights")
+    run_group.add_argument("--cross_validation", action="store_true",
+                           help="k folds over train and val instead of one model")
+    run_group.add_argument("--k_folds", type=cli.positive_int, default=5, help="number of folds")
+    run_group.add_argument("--resume", action="store_true", help="continue the run in --model_dir")
+    run_group.add_argument("--resume_from", type=Path, help="continue from this *_last.pth")
+    run_group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    run_group.add_argument("--workers", type=cli.non_negative_int,
+                           help="loading processes (default: 4 on a GPU, 0 on the CPU, which is busy training)")
+    run_group.add_argument("--deterministic", action="store_true", help="only deterministic algorithms, slower")
+    run_group.add_argument("--allow_leakage", action="store_true",
+                           help="train although a recording is in both manifests; is recorded in the checkpoint")
+    return parser
+
+
+def run(flags: argparse.Namespace) -> int:
+    """Check the flags, train or cross-validate, say how it went."""
+    check_flags(flags)
+    # late: these bring torch, which --help should not wait for
+    from utils.config_files import read_config
+    from utils.cross_validation import cross_validate_manifests
+    from utils.training import checkpoint_path, read_training_data, resume_config, train_model
+    from utils.training_utils import resolve_device, use_deterministic_algorithms
+
+    config = cli.config_from_flags(read_config(flags.config), vars(flags))
+    device = resolve_device(flags.device)
+    if flags.deterministic:
+        use_deterministic_algorithms()
+    n_workers = flags.workers if flags.workers is not None else (0 if device.type == "cpu" else 4)
+    if flags.pretrained_weights:
+        config = config.replace(pretrained=True)
+    data = read_training_data(flags.train_csv, flags.val_csv, allow_leakage=flags.allow_leakage)
+    if flags.cross_validation:
+        summary = cross_validate_manifests(
+            [data.train, data.val], config, model_dir=flags.model_dir, k_folds=flags.k_folds, device=device,
+            n_workers=n_workers, weights_file=flags.pretrained_weights, resume=flags.resume)
+        print(f"{flags.k_folds} folds: " + ", ".join(
+            f"{name} {summary['mean'][name]:.3f} ± {summary['std'][name]:.3f}" for name in ("accuracy", "macro_f1")))
+        print(f"summary: {flags.model_dir / 'cross_validation' / 'summary.json'}")
+        return cli.EXIT_DONE
+    resume_from = flags.resume_from or (find_last(flags.model_dir) if flags.resume else None)
+    if resume_from:
+        config = resume_config(resume_from, config, cli.given_settings(vars(flags)))
+    scores = train_model(data, config, model_dir=flags.model_dir, device=device, n_workers=n_workers,
+                         weights_file=flags.pretrained_weights, resume_from=resume_from)
+    print(f"validation: accuracy {scores['accuracy']:.3f}, macro F1 {scores['macro_f1']:.3f}")
+    print(f"model: {checkpoint_path(flags.model_dir, config.model_name, 'best')}")
+    return cli.EXIT_DONE
+
+
+def check_flags(flags: argparse.Namespace) -> None:
+    """Raise ConfigError for flags that do not fit each other or this machine."""
+    if flags.resume and flags.resume_from:
+        raise ConfigError("--resume and --resume_from exclude each other: give one")
+    if flags.resume_from and flags.cross_validation:
+        raise ConfigError("--resume_from does not go with --cross_validation: use --resume, which keeps finished folds")
+    if flags.k_folds < 2:
+        raise ConfigError(f"--k_folds must be at least 2, got {flags.k_folds}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("training on several processes (torchrun) is not supported by this version: start it"
+                          " once, on one GPU, with --device cuda:N")
+
+
+def find_last(model_dir: Path) -> Path:
+    """Return the training state in a model folder; ConfigError when there is none, or two."""
+    found = sorted(model_dir.glob("*_last.pth"))
+    if len(found) != 1:
+        raise ConfigError(f"--resume needs one *_last.pth in {model_dir}, found {len(found)}: leave --resume out for"
+                          f" a first run, or choose with --resume_from")
+    return found[0]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return cli.run_command(build_parser(), run, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
