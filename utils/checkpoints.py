@@ -165,7 +165,7 @@ def load_model(path: str | os.PathLike, *, class_names: Sequence[str] | None = N
     if fingerprint != frontend_fingerprint(frontend):
         raise CheckpointError(f"{path}: its front end does not match its fingerprint {str(fingerprint)[:12]}: it was"
                               f" edited or made by another version; train again")
-    model = build_model(config.replace(pretrained=False), len(classes))
+    model = build_model(config, len(classes))
     load_weights(model, weights, path)
     return ModelBundle(model.eval(), config.model_name, config.replace(frontend=frontend), frontend, classes,
                        temperature, metadata)

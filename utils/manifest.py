@@ -25,8 +25,7 @@ SPLITS = ("train", "val", "test")
 NOT_AUGMENTED = "none"
 _SPLIT_CANDIDATES = 10  # shufflings tried; the one nearest to the wished ratios is taken
 _LARGEST_DENOMINATOR = 10  # ratios become m of at most this many folds
-_WHOLE_CLASS_GONE = 100.0  # cost of a held-out side that takes every recording of a class
-_CLASS_MISSING = 10.0  # cost of a held-out side that has no recording of a class
+_CLASS_MISSING = 0.5  # cost of a held-out side that has no recording of a class: as much as missing the ratio by half
 
 
 @dataclass(frozen=True)
@@ -194,6 +193,11 @@ def clip_id(source_path: str) -> str:
     return f"{safe_name(Path(source_path).stem)[:60]}-{digest}"
 
 
+def recording_hash(recording_id: str) -> str:
+    """Return a short hash of a recording id: enough to find it in a list without telling its name."""
+    return hashlib.sha256(recording_id.encode()).hexdigest()[:12]
+
+
 def safe_name(text: str) -> str:
     """Return text usable as a file or folder name on every system."""
     return re.sub(r"[^\w.-]+", "_", text).strip("._") or "unnamed"
@@ -242,7 +246,7 @@ def grouped_folds(labels: Sequence[int] | np.ndarray, groups: Sequence[str] | np
 
 def grouped_split(labels: np.ndarray, groups: np.ndarray, *, ratios: Sequence[float],
                   random_state: int) -> np.ndarray:
-    """Assign rows to train, val and test: stratified by label, each group whole on one side.
+    """Assign rows to train, val and test: stratified by label, each group whole on one side, every class in train.
 
     Parameters
     ----------
@@ -274,23 +278,27 @@ def grouped_split(labels: np.ndarray, groups: np.ndarray, *, ratios: Sequence[fl
 
 
 def _held_out(labels: np.ndarray, groups: np.ndarray, ratio: float, random_state: int) -> np.ndarray:
-    """Return the rows of a stratified, grouped part of about ``ratio``, the best of several shufflings."""
-    part = Fraction(ratio).limit_denominator(_LARGEST_DENOMINATOR)
-    n_groups = len(set(groups))
-    if n_groups < 2:
-        return np.empty(0, dtype=int)
-    n_folds = min(max(part.denominator, 2), n_groups, int(np.bincount(labels).max()))
-    n_taken = max(1, round(ratio * n_folds))
-    if n_folds < 2 or n_taken >= n_folds:
-        return np.empty(0, dtype=int)
+    """Return the rows of a stratified, grouped part of about ``ratio``, the best of several shufflings.
+
+    A class of fewer recordings than folds is missing from some folds; where many classes are that small, fewer
+    and larger folds are tried, so that every class is on every side.
+    """
+    most_folds = min(Fraction(ratio).limit_denominator(_LARGEST_DENOMINATOR).denominator, len(set(groups)),
+                     int(np.bincount(labels).max()))
     best, best_cost = np.empty(0, dtype=int), np.inf
-    for candidate in range(_SPLIT_CANDIDATES):
-        folds = grouped_folds(labels, groups, n_folds=n_folds, random_state=random_state + candidate)
-        for first in range(0, n_folds - n_taken + 1, n_taken):
-            rows = np.sort(np.concatenate(folds[first:first + n_taken]))
-            cost = _split_cost(labels, rows, ratio)
-            if cost < best_cost:
-                best, best_cost = rows, cost
+    for n_folds in range(most_folds, 1, -1):
+        n_taken = max(1, round(ratio * n_folds))
+        if n_taken >= n_folds:
+            break
+        for candidate in range(_SPLIT_CANDIDATES):
+            folds = grouped_folds(labels, groups, n_folds=n_folds, random_state=random_state + candidate)
+            for first in range(0, n_folds - n_taken + 1, n_taken):
+                rows = np.sort(np.concatenate(folds[first:first + n_taken]))
+                cost = _split_cost(labels, rows, ratio)
+                if cost < best_cost:
+                    best, best_cost = rows, cost
+        if best_cost < _CLASS_MISSING:
+            break
     return best
 
 

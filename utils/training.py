@@ -18,7 +18,7 @@ from utils.checkpoints import check_format, imagenet_weights, load_model, load_w
 from utils.config_files import write_config
 from utils.dataset import SpectrogramDataset
 from utils.files import atomic_path, write_json
-from utils.manifest import ClassList, Manifest, check_no_shared_recording, read_manifest
+from utils.manifest import ClassList, Manifest, check_no_shared_recording, read_manifest, recording_hash
 from utils.training_utils import (LoopState, Stepper, Trainer, count_steps, fit, loop_state_from_dict,
                                   loop_state_to_dict, make_stepper, predict_logits, resolve_batch_norm)
 
@@ -49,6 +49,11 @@ class TrainingData:
     def classes(self) -> ClassList:
         """Class order."""
         return self.train.classes
+
+    def recording_hashes(self) -> list[str]:
+        """Return what evaluation recognises these recordings by, sorted."""
+        return sorted({recording_hash(recording_id) for manifest in (self.train, self.val)
+                       for recording_id in manifest.recording_ids()})
 
 
 def read_training_data(train_csv: Path, val_csv: Path, *, allow_leakage: bool) -> TrainingData:
@@ -170,7 +175,8 @@ class ModelFolder:
     def _save(self, path: Path, model: torch.nn.Module, state: LoopState, *, temperature: float,
               training: Mapping | None = None) -> None:
         metadata = {"epoch": state.epoch, "best_epoch": state.best_epoch, "validation": state.history[-1],
-                    "allowed_leakage": list(self.data.shared_recordings), "torch": str(torch.__version__)}
+                    "allowed_leakage": list(self.data.shared_recordings), "torch": str(torch.__version__),
+                    "recordings": self.data.recording_hashes()}
         save_model(path, model.state_dict(), config=self.config, classes=self.data.classes, temperature=temperature,
                    metadata=metadata, training=training)
 

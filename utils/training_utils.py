@@ -72,6 +72,14 @@ def use_deterministic_algorithms() -> None:
     torch.backends.cudnn.benchmark = False
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done all it was given; a timer stopped before that measures nothing."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def autocast_dtype(device: torch.device, *, mixed_precision: bool) -> torch.dtype | None:
     """Return float16 on CUDA, bfloat16 on a CPU that computes it natively, None (float32) elsewhere."""
     if not mixed_precision:

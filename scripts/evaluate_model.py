@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+"""Compare trained models on a test manifest, with intervals, pictures and a page."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from models.errors import ConfigError
+from utils import cli
+
+
+def build_parser() -> cli.CommandParser:
+    """Return the parser of this command."""
+    parser = cli.CommandParser(__doc__)
+    parser.add_argument("--test_csv", type=Path, required=True, help="test manifest from preprocessing")
+    parser.add_argument("--output_dir", type=Path, required=True, help="where report.html and the rest go")
+    parser.add_argument("--efficientnet_model", type=Path, help="efficientnet_best.pth")
+    parser.add_argument("--resnet18_model", type=Path, help="resnet18_best.pth, or NightScan 1's state dict")
+    parser.add_argument("--class_names", type=lambda text: tuple(part.strip() for part in text.split(",")),
+                        help="outputs of a NightScan 1 ResNet18, in order, with commas (default: the manifest's"
+                        " classes in alphabetical order)")
+    parser.add_argument("--audio_dir", type=Path, help="folder of the recordings, for a model with another front end"
+                        " than the spectrograms (default: what preprocessing noted)")
+    parser.add_argument("--batch_size", type=cli.positive_int, default=32, help="windows per pass")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--bootstrap", type=cli.positive_int, default=2000, help="resamples for the intervals")
+    parser.add_argument("--confidence", type=cli.share, default=0.95, help="of the intervals, 0..1")
+    parser.add_argument("--latency_runs", type=cli.positive_int, default=30, help="timed runs after the warm-up")
+    parser.add_argument("--seed", type=cli.non_negative_int, default=42, help="seed of the resamples")
+    return parser
+
+
+def run(flags: argparse.Namespace) -> int:
+    """Load the models, evaluate them, say what came out."""
+    given = {"EfficientNet": flags.efficientnet_model, "ResNet18": flags.resnet18_model}
+    models = {name: path for name, path in given.items() if path is not None}
+    if not models:
+        raise ConfigError("give --efficientnet_model, --resnet18_model, or both")
+    if not 0 < flags.confidence < 1:
+        raise ConfigError(f"--confidence must lie between 0 and 1, got {flags.confidence:g}")
+    if flags.audio_dir is not None:
+        cli.existing_folder(flags.audio_dir, "--audio_dir")
+    # late: these bring torch, which --help should not wait for
+    from utils.evaluation import EvaluationSettings, evaluate_models, legacy_class_names
+    from utils.inference import EfficientNetPredictor
+    from utils.manifest import read_manifest
+
+    manifest = read_manifest(flags.test_csv)
+    settings = EvaluationSettings(
+        output_dir=flags.output_dir, audio_dir=flags.audio_dir, n_bootstrap=flags.bootstrap,
+        confidence=flags.confidence, latency_runs=flags.latency_runs, seed=flags.seed)
+    class_names = flags.class_names or legacy_class_names(manifest)
+    predictors = {name: (path, EfficientNetPredictor(path, device=flags.device, batch_size=flags.batch_size,
+                                                     class_names=class_names))
+                  for name, path in models.items()}
+    content = evaluate_models(predictors, manifest, settings)
+    for model in content["models"]:
+        scores = model["metrics"]
+        print(f"{model['name']} ({model['model_name']}): accuracy {scores['accuracy']:.3f}, macro F1"
+              f" {scores['macro_f1']:.3f}, {model['latency']['median_ms']:.1f} ms a window")
+    if content["comparison"]:
+        print(f"EfficientNet against ResNet18: {content['comparison']['verdict']}")
+    print(f"report: {flags.output_dir / 'report.html'}")
+    return cli.EXIT_DONE
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return cli.run_command(build_parser(), run, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
