@@ -25,7 +25,7 @@ SPLITS = ("train", "val", "test")
 NOT_AUGMENTED = "none"
 _SPLIT_CANDIDATES = 10  # shufflings tried; the one nearest to the wished ratios is taken
 _LARGEST_DENOMINATOR = 10  # ratios become m of at most this many folds
-_CLASS_MISSING = 0.5  # cost of a held-out side that has no recording of a class: as much as missing the ratio by half
+_CLASS_MISSING = 0.5  # cost of a held-out part without a class: as much as missing its ratio by half
 
 
 @dataclass(frozen=True)
@@ -303,10 +303,12 @@ def _held_out(labels: np.ndarray, groups: np.ndarray, ratio: float, random_state
 
 
 def _split_cost(labels: np.ndarray, held_out: np.ndarray, ratio: float) -> float:
+    """Return how far a held-out part is from the wish; infinite when it leaves nothing of a class to learn from."""
     counts = np.bincount(labels)
     shares = np.bincount(labels[held_out], minlength=len(counts))[counts > 0] / counts[counts > 0]
-    gone, missing = np.sum(shares == 1.0), np.sum(shares == 0.0)
-    return float(np.abs(shares - ratio).sum() + _WHOLE_CLASS_GONE * gone + _CLASS_MISSING * missing)
+    if (shares == 1.0).any():
+        return np.inf
+    return float(np.abs(shares - ratio).sum() + _CLASS_MISSING * (shares == 0.0).sum())
 
 
 def _manifest_classes(rows: pd.DataFrame, class_names: Sequence[str] | None, dataset: dict) -> ClassList:
