@@ -291,7 +291,9 @@ def _held_out(labels: np.ndarray, groups: np.ndarray, ratio: float, random_state
         if n_taken >= n_folds:
             break
         for candidate in range(_SPLIT_CANDIDATES):
-            folds = grouped_folds(labels, groups, n_folds=n_folds, random_state=random_state + candidate)
+            # neighbouring random states share no shuffling
+            seed = (random_state * _SPLIT_CANDIDATES + candidate) % 2**32
+            folds = grouped_folds(labels, groups, n_folds=n_folds, random_state=seed)
             for first in range(0, n_folds - n_taken + 1, n_taken):
                 rows = np.sort(np.concatenate(folds[first:first + n_taken]))
                 cost = _split_cost(labels, rows, ratio)
