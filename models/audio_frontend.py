@@ -6,6 +6,7 @@ decibels. Each clip is treated alone, so its result never depends on what else i
 
 import hashlib
 import json
+import warnings
 
 import librosa
 import numpy as np
@@ -57,14 +58,23 @@ class LogMelFrontend:
     ----------
     config : FrontendConfig
         Rate, transform, mel bands, window length.
+
+    Attributes
+    ----------
+    n_empty_bands : int
+        Mel bands narrower than a frequency bin, which hold nothing: lower ``n_mels`` or raise ``n_fft``.
     """
 
     def __init__(self, config: FrontendConfig) -> None:
         self.config = config
         self._window = scipy.signal.get_window("hann", config.n_fft, fftbins=True).astype(np.float32)
-        filters = librosa.filters.mel(
-            sr=config.sample_rate, n_fft=config.n_fft, n_mels=config.n_mels, fmin=config.f_min, fmax=config.f_max,
-            htk=config.mel_scale == "htk", norm=None if config.mel_norm == "none" else "slaney")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Empty filters")  # told by n_empty_bands
+            filters = librosa.filters.mel(
+                sr=config.sample_rate, n_fft=config.n_fft, n_mels=config.n_mels, fmin=config.f_min,
+                fmax=config.f_max, htk=config.mel_scale == "htk",
+                norm=None if config.mel_norm == "none" else "slaney")
+        self.n_empty_bands = int((filters.max(axis=1) == 0).sum())
         # two triangles cover each frequency bin, so the filter bank is 98 % zeros
         self._filters = scipy.sparse.csr_array(filters.astype(np.float32))
 

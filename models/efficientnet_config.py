@@ -35,6 +35,7 @@ def _setting(default, description: str, *, choices: tuple | None = None):
     return field(default=default, metadata={"help": description, "choices": choices})
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Settings:
     """What the three config dataclasses share: strict reading, copying, checking."""
 

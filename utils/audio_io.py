@@ -38,13 +38,13 @@ AUDIO_EXTENSIONS = frozenset(_FFMPEG_FORMATS)
 _FFMPEG_ONLY = frozenset({".m4a", ".mp4", ".aac", ".wma", ".3gp", ".amr", ".webm", ".mka"})
 
 
-def find_recordings(folder: str | os.PathLike) -> list[Path]:
+def find_recordings(folder: str | os.PathLike[str]) -> list[Path]:
     """Return every audio file below a folder, sorted, whatever the letter case of its extension.
 
     Hidden files and folders (names that begin with a dot, such as macOS's ``._clip.wav``) are passed over.
     """
     found = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(os.fspath(folder)):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(parent, name) for name in names
                   if not name.startswith(".") and Path(name).suffix.lower() in AUDIO_EXTENSIONS]
@@ -171,7 +171,8 @@ class RecordingReader:
             float32, cut off where the recording ends; a span wholly after the end is not yielded.
         """
         waiting = deque(sorted(range(len(spans)), key=lambda index: spans[index]))
-        held, held_start = np.empty(0, dtype=np.float32), 0
+        held: np.ndarray = np.empty(0, dtype=np.float32)
+        held_start = 0
         for block in self.blocks():
             held = np.concatenate([held, block])
             while waiting and spans[waiting[0]][1] <= held_start + len(held):
@@ -224,7 +225,7 @@ def _cut(blocks: Iterator[np.ndarray], first: int, end: int | None) -> Iterator[
 
 def _windows(blocks: Iterator[np.ndarray], segment_samples: int, hop_samples: int,
              *, offset: int) -> Iterator[tuple[int, np.ndarray]]:
-    held = np.empty(0, dtype=np.float32)  # always keeps the last segment_samples, for the last window
+    held: np.ndarray = np.empty(0, dtype=np.float32)  # always keeps the last segment_samples, for the last window
     held_start = next_start = 0
     for block in blocks:
         held = np.concatenate([held, block])

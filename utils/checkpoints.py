@@ -159,7 +159,7 @@ def load_model(path: str | os.PathLike, *, class_names: Sequence[str] | None = N
         frontend = FrontendConfig.from_dict(content["frontend"])
         classes = ClassList(tuple(content["class_names"]))
         temperature, metadata = float(content["calibration"]["temperature"]), dict(content["metadata"])
-        weights, fingerprint = content["weights"], content["fingerprint"]
+        weights, fingerprint = dict(content["weights"]), content["fingerprint"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} lacks or garbles {error}: it was edited; train again") from error
     if fingerprint != frontend_fingerprint(frontend):

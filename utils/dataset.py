@@ -43,7 +43,7 @@ class SpectrogramDataset(Dataset):
 
     def __init__(self, manifest: Manifest, rows: Sequence[int] | np.ndarray | None = None) -> None:
         chosen = np.arange(len(manifest.rows)) if rows is None else np.asarray(rows)
-        self._paths = [manifest.spectrogram_path(index) for index in chosen]
+        self._paths = [manifest.spectrogram_path(int(index)) for index in chosen]
         self.labels = manifest.labels()[chosen]
         self.shape = self._read(0).shape
 

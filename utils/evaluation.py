@@ -6,9 +6,10 @@ otherwise the audio itself.
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -59,13 +60,13 @@ class EvaluationSettings:
     seed: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class ModelResult:
     """One model's probabilities on the test set and everything said about it."""
 
     name: str
     probabilities: np.ndarray
-    summary: dict = field(default_factory=dict)
+    summary: dict
 
 
 def evaluate_models(predictors: Mapping[str, tuple[Path, EfficientNetPredictor]], manifest: Manifest,
@@ -93,40 +94,61 @@ def evaluate_models(predictors: Mapping[str, tuple[Path, EfficientNetPredictor]]
     ManifestError
         If a model needs the audio and it cannot be found.
     """
-    rows = np.flatnonzero(manifest.rows["augmentation"] == NOT_AUGMENTED)
-    labels, recording_ids = manifest.labels()[rows], manifest.recording_ids()[rows]
-    names = manifest.classes.names
-    options = {"class_names": names, "n_bootstrap": settings.n_bootstrap, "confidence": settings.confidence}
+    test = _TestSet(manifest)
     results = []
     for name, (path, predictor) in predictors.items():
-        logger.info("scoring %s on %d segments of %d recordings", name, len(rows), len(set(recording_ids)))
-        result = ModelResult(name, model_probabilities(predictor, manifest, rows, audio_dir=settings.audio_dir))
-        result.summary = {
+        logger.info("scoring %s on %d segments of %d recordings", name, len(test.rows), test.n_recordings)
+        probabilities = model_probabilities(predictor, manifest, test.rows, audio_dir=settings.audio_dir)
+        results.append(ModelResult(name, probabilities, {
             "name": name, "model_name": predictor.bundle.model_name, "sha256": file_sha256(path),
-            "metrics": metrics.evaluate(result.probabilities, labels, class_names=names),
-            "intervals": intervals.bootstrap_intervals(result.probabilities, labels, recording_ids, **options,
-                                                       rng=np.random.default_rng(settings.seed)),
-            "class_intervals": intervals.per_class_intervals(result.probabilities, labels, recording_ids, **options,
-                                                             rng=np.random.default_rng(settings.seed)),
-            "n_parameters": sum(p.numel() for p in predictor.bundle.model.parameters()),
             "file_megabytes": round(path.stat().st_size / _BYTES_PER_MEGABYTE, 2),
+            "n_parameters": sum(p.numel() for p in predictor.bundle.model.parameters()),
+            **_scores(probabilities, test, settings),
             "latency": measure_latency(predictor, n_runs=settings.latency_runs),
-            "recordings_seen_in_training": _seen(predictor, recording_ids)}
-        results.append(result)
-    comparison = None
-    if len(results) == 2:
-        comparison = intervals.paired_comparison(results[0].probabilities, results[1].probabilities, labels,
-                                                 recording_ids, **options, rng=np.random.default_rng(settings.seed))
+            "recordings_seen_in_training": _seen(predictor, test.recording_ids)}))
     content = {
-        "format_version": FORMAT_VERSION, "class_names": list(names), "n_segments": len(rows),
-        "n_recordings": len(set(recording_ids)),
+        "format_version": FORMAT_VERSION, "class_names": list(test.class_names), "n_segments": len(test.rows),
+        "n_recordings": test.n_recordings,
         "settings": {"test_csv": manifest.path.name, "bootstrap": settings.n_bootstrap,
                      "confidence": settings.confidence, "seed": settings.seed},
-        "models": [result.summary for result in results], "comparison": comparison}
+        "models": [result.summary for result in results], "comparison": _compare(results, test, settings)}
     write_json(settings.output_dir / "metrics.json", content)
-    _write_predictions(settings.output_dir / "predictions.csv", results, manifest, rows)
-    _write_page(settings, content, results, labels)
+    _write_predictions(settings.output_dir / "predictions.csv", results, manifest, test.rows)
+    _write_page(settings, content, results, test.labels)
     return content
+
+
+class _TestSet:
+    """The rows of a manifest that are scored: all but augmented copies."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.rows = np.flatnonzero(manifest.rows["augmentation"] == NOT_AUGMENTED)
+        if not len(self.rows):
+            raise ManifestError(f"{manifest.path} holds only augmented copies: evaluate on original recordings")
+        self.labels = manifest.labels()[self.rows]
+        self.recording_ids = manifest.recording_ids()[self.rows]
+        self.class_names = manifest.classes.names
+        self.n_recordings = len(set(self.recording_ids))
+
+
+def _scores(probabilities: np.ndarray, test: _TestSet, settings: EvaluationSettings) -> dict:
+    def with_intervals(function: Callable) -> Any:
+        return function(probabilities, test.labels, test.recording_ids, class_names=test.class_names,
+                        n_bootstrap=settings.n_bootstrap, confidence=settings.confidence,
+                        rng=np.random.default_rng(settings.seed))
+
+    return {"metrics": metrics.evaluate(probabilities, test.labels, class_names=test.class_names),
+            "intervals": with_intervals(intervals.bootstrap_intervals),
+            "class_intervals": with_intervals(intervals.per_class_intervals)}
+
+
+def _compare(results: Sequence[ModelResult], test: _TestSet, settings: EvaluationSettings) -> dict | None:
+    if len(results) != 2:
+        return None
+    return intervals.paired_comparison(
+        results[0].probabilities, results[1].probabilities, test.labels, test.recording_ids,
+        class_names=test.class_names, n_bootstrap=settings.n_bootstrap, confidence=settings.confidence,
+        rng=np.random.default_rng(settings.seed))
 
 
 def model_probabilities(predictor: EfficientNetPredictor, manifest: Manifest, rows: np.ndarray, *,

@@ -350,7 +350,8 @@ def _read_ahead(paths: Iterable[Path], windows_of: Callable[[_FileProgress], Ite
 
         def start_reading(n_files: int) -> None:
             for path in itertools.islice(remaining, n_files):
-                progress, items = _FileProgress(path), queue.Queue(_QUEUED_WINDOWS)
+                progress = _FileProgress(path)
+                items: queue.Queue[_Window | None] = queue.Queue(_QUEUED_WINDOWS)
                 reading.append((progress, items, pool.submit(_read_file, progress, items, windows_of, stop)))
 
         try:

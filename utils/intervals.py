@@ -15,7 +15,7 @@ RESAMPLED_CELLS = 4_000_000  # rows x resamples held at once: 32 MB an array
 _Scorer = Callable[[np.ndarray, np.ndarray, np.ndarray], Scores]
 
 
-def bootstrap_intervals(probabilities: np.ndarray, labels: np.ndarray, recording_ids: Sequence[str], *,
+def bootstrap_intervals(probabilities: np.ndarray, labels: np.ndarray, recording_ids: Sequence[str] | np.ndarray, *,
                         class_names: Sequence[str], n_bootstrap: int, confidence: float, rng: np.random.Generator
                         ) -> dict[str, list[float] | None]:
     """Give each scalar score of ``metrics.evaluate`` a percentile interval (Efron and Tibshirani 1993, section 13.3).
@@ -54,7 +54,7 @@ def bootstrap_intervals(probabilities: np.ndarray, labels: np.ndarray, recording
     return {name: _interval(values, confidence, recording_ids) for name, values in resampled.items()}
 
 
-def per_class_intervals(probabilities: np.ndarray, labels: np.ndarray, recording_ids: Sequence[str], *,
+def per_class_intervals(probabilities: np.ndarray, labels: np.ndarray, recording_ids: Sequence[str] | np.ndarray, *,
                         class_names: Sequence[str], n_bootstrap: int, confidence: float, rng: np.random.Generator
                         ) -> list[dict]:
     """Give each score of ``metrics.per_class_table`` a percentile interval; arguments as ``bootstrap_intervals``.
@@ -94,7 +94,7 @@ def per_class_intervals(probabilities: np.ndarray, labels: np.ndarray, recording
 
 
 def paired_comparison(probabilities_a: np.ndarray, probabilities_b: np.ndarray, labels: np.ndarray,
-                      recording_ids: Sequence[str], *, class_names: Sequence[str], n_bootstrap: int,
+                      recording_ids: Sequence[str] | np.ndarray, *, class_names: Sequence[str], n_bootstrap: int,
                       confidence: float, rng: np.random.Generator) -> dict:
     """Compare two models on the same rows.
 
@@ -143,7 +143,7 @@ def paired_comparison(probabilities_a: np.ndarray, probabilities_b: np.ndarray, 
             "mcnemar": _mcnemar(*(np.asarray(p).argmax(axis=1) == labels for p in models))}
 
 
-def _bootstrap(scorer: _Scorer, models: list[np.ndarray], labels: np.ndarray, recording_ids: Sequence[str], *,
+def _bootstrap(scorer: _Scorer, models: list[np.ndarray], labels: np.ndarray, recording_ids: Sequence[str] | np.ndarray, *,
                class_names: Sequence[str], n_bootstrap: int, confidence: float, rng: np.random.Generator
                ) -> list[Scores]:
     """Score every model on the same resamples: per model, score name to (..., n_bootstrap)."""
@@ -162,7 +162,7 @@ def _bootstrap(scorer: _Scorer, models: list[np.ndarray], labels: np.ndarray, re
             for parts_of_model in zip(*parts)]
 
 
-def _resampled_weights(recording_ids: Sequence[str], *, n_bootstrap: int, rng: np.random.Generator
+def _resampled_weights(recording_ids: Sequence[str] | np.ndarray, *, n_bootstrap: int, rng: np.random.Generator
                        ) -> Iterator[np.ndarray]:
     recordings, index = np.unique(np.asarray(recording_ids), return_inverse=True)
     per_part = max(1, RESAMPLED_CELLS // len(index))
@@ -172,7 +172,7 @@ def _resampled_weights(recording_ids: Sequence[str], *, n_bootstrap: int, rng: n
         yield np.ascontiguousarray(draws.T[index], dtype=np.float64)
 
 
-def _interval(values: np.ndarray, confidence: float, recording_ids: Sequence[str]) -> list[float] | None:
+def _interval(values: np.ndarray, confidence: float, recording_ids: Sequence[str] | np.ndarray) -> list[float] | None:
     values = values[np.isfinite(values)]
     if not len(values) or len(np.unique(recording_ids)) < 2:
         return None

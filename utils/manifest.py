@@ -270,11 +270,19 @@ def grouped_split(labels: np.ndarray, groups: np.ndarray, *, ratios: Sequence[fl
     for side, ratio in (("test", ratios[2]), ("val", ratios[1])):
         if ratio <= 0:
             continue
-        held_out = _held_out(labels[remaining], groups[remaining], ratio / share_left, random_state)
-        sides[remaining[held_out]] = side
-        remaining = np.delete(remaining, held_out)
+        movable = remaining[_movable(labels[remaining], groups[remaining])]
+        held_out = movable[_held_out(labels[movable], groups[movable], ratio / share_left, random_state)]
+        sides[held_out] = side
+        remaining = np.setdiff1d(remaining, held_out)
         share_left -= ratio
     return sides
+
+
+def _movable(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return which rows may leave train: those of recordings that are not the only one of a class."""
+    rows = pd.DataFrame({"label": labels, "group": groups})
+    n_recordings = rows.groupby("label")["group"].transform("nunique")
+    return ~rows["group"].isin(rows.loc[n_recordings == 1, "group"]).to_numpy()
 
 
 def _held_out(labels: np.ndarray, groups: np.ndarray, ratio: float, random_state: int) -> np.ndarray:
@@ -284,8 +292,9 @@ def _held_out(labels: np.ndarray, groups: np.ndarray, ratio: float, random_state
     and larger folds are tried, so that every class is on every side.
     """
     most_folds = min(Fraction(ratio).limit_denominator(_LARGEST_DENOMINATOR).denominator, len(set(groups)),
-                     int(np.bincount(labels).max()))
-    best, best_cost = np.empty(0, dtype=int), np.inf
+                     int(np.bincount(labels, minlength=1).max()))
+    best_cost = np.inf
+    best: np.ndarray = np.empty(0, dtype=int)
     for n_folds in range(most_folds, 1, -1):
         n_taken = max(1, round(ratio * n_folds))
         if n_taken >= n_folds:

@@ -20,7 +20,7 @@ from models.audio_frontend import frontend_fingerprint
 from models.errors import AudioError, ManifestError
 from utils import parallel
 from utils.augmented_copies import augment_all, plan_copies
-from utils.extraction import PreprocessSettings, RecordingResult, extract_recording
+from utils.extraction import PreprocessSettings, RecordingResult, cached_frontend, extract_recording
 from utils.files import atomic_path, write_json
 from utils.journal import Journal, settings_key
 from utils.manifest import FORMAT_VERSION, NOT_AUGMENTED, SPLITS, ClassList, grouped_split, write_manifest
@@ -60,9 +60,14 @@ def preprocess(settings: PreprocessSettings, sources: Sequence[Source], *, n_wor
     AudioError
         If no recording gave a segment.
     """
+    n_empty = cached_frontend(settings.frontend).n_empty_bands
+    if n_empty:
+        logger.warning("%d of %d mel bands are narrower than a frequency bin and stay empty: lower --n_mels or raise"
+                       " --n_fft", n_empty, settings.frontend.n_mels)
     with Journal(settings.output_dir / "journal.jsonl", fresh=overwrite) as journal:
         extracted = _extract_all(settings, sources, journal, n_workers)
         results = mark_duplicates(extracted)
+        _write_files_csv(settings.output_dir, results, {})  # the reasons are told even if nothing is usable
         rows = _manifest_rows(settings, sources, results)
         sides = dict(zip(rows["source_path"], rows["split"], strict=True))
         _write_files_csv(settings.output_dir, results, sides)

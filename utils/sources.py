@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from models.errors import ConfigError, ManifestError
+from models.errors import AudioError, ConfigError, ManifestError
 from utils.audio_io import find_recordings
 from utils.files import read_json
 from utils.manifest import check_inside, clip_id, read_table, safe_name
@@ -80,16 +80,18 @@ def sources_from_folders(input_dir: Path, *, group_by: str) -> list[Source]:
 
     Raises
     ------
-    ManifestError
+    AudioError
         If no class folder holds a recording.
+    ConfigError
+        If ``group_by`` is ``column``, which a folder has not.
     """
+    if group_by == "column":
+        raise ConfigError("--group_by column needs --labels_csv")
     paths = [path.relative_to(input_dir).as_posix() for path in find_recordings(input_dir)]
     inside = [path for path in paths if "/" in path]
     if not inside:
-        raise ManifestError(f"{input_dir} holds no class folders with audio files: expected"
-                            f" {input_dir}/<class>/<recording>.wav, or give --labels_csv")
-    if group_by == "column":
-        raise ConfigError("--group_by column needs --labels_csv")
+        raise AudioError(f"{input_dir} holds no class folders with audio files: expected"
+                         f" {input_dir}/<class>/<recording>.wav, or give --labels_csv", status="empty")
     return [Source(path, _group(path, group_by, None), (Region(path.split("/")[0]),)) for path in inside]
 
 

@@ -324,7 +324,7 @@ def train_epoch(trainer: Trainer, stepper: Stepper, *, epoch: int) -> float:
     dtype = autocast_dtype(device, mixed_precision=config.mixed_precision)
     model.train()
     total = torch.zeros((), device=device)
-    n_batches = len(loader)
+    n_clips, n_batches = len(trainer.train), len(loader)  # type: ignore[arg-type]
     for number, batch in enumerate(tqdm(loader, desc=f"epoch {epoch}", unit="batch", leave=False, disable=None)):
         inputs, targets = augment(batch, device=device, number=number)
         with autocast(device, dtype):
@@ -337,7 +337,7 @@ def train_epoch(trainer: Trainer, stepper: Stepper, *, epoch: int) -> float:
         if (number + 1) % config.accumulation_steps == 0 or number + 1 == n_batches:
             stepper.step()
         total += loss.detach() * len(inputs)
-    return float(total) / len(trainer.train)  # type: ignore[arg-type]
+    return float(total) / n_clips
 
 
 @dataclass(frozen=True)
@@ -385,7 +385,8 @@ def validation_scores(logits: np.ndarray, labels: np.ndarray, *, n_classes: int)
     confusion = metrics.confusion_matrix(labels, logits.argmax(axis=1), n_classes=n_classes)
     scores = metrics.classification_scores(confusion)
     loss = functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
-    return {"val_loss": loss, "val_accuracy": float(scores["accuracy"]), "val_macro_f1": float(scores["macro_f1"])}
+    accuracy, macro_f1 = scores["accuracy"] or 0.0, scores["macro_f1"] or 0.0
+    return {"val_loss": loss, "val_accuracy": accuracy, "val_macro_f1": macro_f1}
 
 
 def loop_state_to_dict(state: LoopState) -> dict:

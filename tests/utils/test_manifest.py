@@ -7,6 +7,7 @@ import pytest
 from models.audio_frontend import frontend_fingerprint
 from models.efficientnet_config import DEFAULT_CLASS_NAMES, FrontendConfig
 from models.errors import ConfigError, ManifestError
+from utils import manifest as manifest_module
 from utils.manifest import (MANIFEST_COLUMNS, NOT_AUGMENTED, SPLITS, ClassList, check_inside,
                             check_no_shared_recording, clip_id, grouped_folds, grouped_split, read_manifest, read_table,
                             safe_name, write_manifest)
@@ -44,7 +45,8 @@ def sides_of_groups(groups, sides):
 
 
 @pytest.mark.parametrize("seed", range(0, N_STRUCTURES, 10))
-def test_no_recording_is_on_two_sides_and_no_class_is_lost_to_train(seed):
+def test_no_recording_is_on_two_sides_and_no_class_is_lost_to_train(seed, monkeypatch):
+    monkeypatch.setattr(manifest_module, "_SPLIT_CANDIDATES", 2)  # must hold for every shuffling: fewer are faster
     for structure in range(seed, seed + 10):
         rng = np.random.default_rng(structure)
         n_classes = int(rng.integers(2, 7))
@@ -63,12 +65,19 @@ def test_recordings_of_several_classes_stay_whole_too(rng):
     assert set(sides) == set(SPLITS)
 
 
-def test_a_class_of_one_recording_can_only_be_learnt():
-    groups = np.array([f"recording{number}" for number in range(40)])
-    labels = np.where(np.arange(40) < 36, 0, np.arange(40) - 35)  # classes 1 to 4 have one recording each
+@pytest.mark.parametrize("n_rare", [1, 4, 12])
+def test_a_class_of_one_recording_can_only_be_learnt_and_costs_the_others_nothing(n_rare):
+    labels = np.concatenate([np.zeros(40, dtype=int), 1 + np.arange(n_rare)])
+    groups = np.array([f"recording{number}" for number in range(40 + n_rare)])
     sides = grouped_split(labels, groups, ratios=RATIOS, random_state=0)
-    assert set(sides[36:]) == {"train"}
-    assert set(sides[:36]) == set(SPLITS)
+    assert set(sides[40:]) == {"train"}
+    shares = [np.mean(sides[:40] == side) for side in SPLITS]
+    np.testing.assert_allclose(shares, RATIOS, atol=RATIO_TOLERANCE)
+
+
+def test_classes_of_one_recording_alone_are_all_learnt():
+    sides = grouped_split(np.repeat([0, 1, 2], 5), np.repeat(["a", "b", "c"], 5), ratios=RATIOS, random_state=0)
+    assert set(sides) == {"train"}
 
 
 @pytest.mark.parametrize("seed", range(3))

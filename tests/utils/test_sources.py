@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from models.errors import ConfigError, ManifestError
+from models.errors import AudioError, ConfigError, ManifestError
 from utils.manifest import clip_id
 from utils.sources import (Region, Source, TableColumns, apply_label_map, read_label_map, sources_from_folders,
                            sources_from_table)
@@ -60,7 +60,7 @@ def test_file_stems_are_unique_and_safe(tmp_path):
 
 def test_no_class_folders_is_an_error(tmp_path):
     make_audio(tmp_path, "loose.wav")
-    with pytest.raises(ManifestError, match="holds no class folders with audio files.*--labels_csv"):
+    with pytest.raises(AudioError, match="holds no class folders with audio files.*--labels_csv"):
         sources_from_folders(tmp_path, group_by="recording")
 
 
