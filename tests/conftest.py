@@ -78,8 +78,8 @@ def preprocess_settings(input_dir: Path, output_dir: Path, **changes) -> Preproc
 def tiny_config(**changes) -> EfficientNetConfig:
     """Return a config that trains in seconds, in float32 so that a CPU's instructions do not matter."""
     values = {"model_name": "efficientnet-b0", "batch_size": 8, "epochs": 4, "learning_rate": 1e-3,
-              "warmup_epochs": 0, "batch_norm_momentum": 0.5, "mixed_precision": False, "use_augmentation": False, "dropout_rate": 0.0,
-              "drop_connect_rate": 0.0, "label_smoothing": 0.0, **changes}
+              "warmup_epochs": 0, "batch_norm_momentum": 0.5, "mixed_precision": False, "use_augmentation": False,
+              "dropout_rate": 0.0, "drop_connect_rate": 0.0, "label_smoothing": 0.0, **changes}
     return EfficientNetConfig(**values)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from models.data_augmentation import AudioAugmentationPipeline
 from utils import parallel
@@ -16,6 +15,7 @@ from utils.audio_io import RecordingReader
 from utils.extraction import PreprocessSettings, cached_frontend
 from utils.files import save_array
 from utils.journal import Journal, settings_key
+from utils.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def augment_all(settings: PreprocessSettings, rows: pd.DataFrame, copies: np.nda
             todo.append(job)
     work = functools.partial(augment_recording, settings)
     pending = parallel.map_unordered(work, todo, n_workers=n_workers)
-    for job, result in tqdm(pending, total=len(todo), desc="augmented copies", unit="file", disable=None):
+    for job, result in progress(pending, total=len(todo), description="augmented copies", unit="file"):
         if isinstance(result, parallel.WorkerCrash):
             logger.warning("%s: a worker died while making augmented copies; it has none", job.source_path)
             continue

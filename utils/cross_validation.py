@@ -70,6 +70,9 @@ def run_cross_validation(spectrograms: Sequence[np.ndarray] | np.ndarray, labels
     if len(spectrograms) != len(label_array):
         raise ConfigError(f"spectrograms and labels must be equally long, got {len(spectrograms)} and"
                           f" {len(label_array)}")
+    shapes = {np.shape(spectrogram) for spectrogram in spectrograms}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 2:
+        raise ConfigError(f"spectrograms must all be (n_mels, n_frames) of one shape, got {sorted(shapes)[:3]}")
     n_classes = len(np.unique(label_array))
     if n_classes < 2 or label_array.min() != 0 or label_array.max() != n_classes - 1:
         raise ConfigError(f"labels must be 0..n_classes-1 of at least 2 classes, got {np.unique(label_array)[:8]}")

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from models.errors import CheckpointError, ManifestError
 from utils import intervals, metrics, reports
@@ -23,6 +22,7 @@ from utils.evaluation_page import write_evaluation_page
 from utils.files import atomic_path, file_sha256, write_json
 from utils.inference import EfficientNetPredictor
 from utils.manifest import NOT_AUGMENTED, Manifest, check_inside, recording_hash
+from utils.progress import progress
 from utils.training_utils import synchronise
 
 logger = logging.getLogger(__name__)
@@ -160,8 +160,8 @@ def model_probabilities(predictor: EfficientNetPredictor, manifest: Manifest, ro
         log_mels = (np.stack([dataset[index][0][0].numpy() for index in range(first, last)])
                     for first, last in _batches(len(dataset), predictor.batch_size))
         n_batches = -(-len(dataset) // predictor.batch_size)
-        probabilities = np.concatenate([predictor.probabilities(batch) for batch in tqdm(
-            log_mels, total=n_batches, desc="scoring", unit="batch", disable=None)])
+        probabilities = np.concatenate([predictor.probabilities(batch) for batch in progress(
+            log_mels, total=n_batches, description="scoring", unit="batch")])
     else:
         probabilities = _from_audio(predictor, manifest, rows, audio_dir)
     return probabilities[:, order]
@@ -217,7 +217,7 @@ def _from_audio(predictor: EfficientNetPredictor, manifest: Manifest, rows: np.n
     places: dict[str, list[int]] = {}
     for place, source in enumerate(table["source_path"]):
         places.setdefault(source, []).append(place)
-    for source, wanted in tqdm(places.items(), desc="from audio", unit="file", disable=None):
+    for source, wanted in progress(places.items(), total=len(places), description="from audio", unit="file"):
         path = check_inside(folder, source, where=f"{manifest.path}, column source_path")
         if not path.exists():
             raise ManifestError(f"{path} does not exist, and {predictor.bundle.model_name} has another front end than"

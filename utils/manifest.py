@@ -184,7 +184,8 @@ def check_inside(folder: Path, entry: str, *, where: str) -> Path:
 
 def check_no_shared_recording(train: Manifest, val: Manifest) -> list[str]:
     """Return the recordings that two manifests share, sorted; an empty list means no leakage."""
-    return sorted(set(train.recording_ids()) & set(val.recording_ids()))
+    # plain text, not NumPy's: the list goes into checkpoints, which hold plain types only
+    return sorted(set(train.recording_ids().tolist()) & set(val.recording_ids().tolist()))
 
 
 def clip_id(source_path: str) -> str:

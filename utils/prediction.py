@@ -10,13 +10,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from models.errors import AudioError, ConfigError
 from utils.audio_io import AUDIO_EXTENSIONS, find_recordings
 from utils.files import atomic_path, file_sha256, write_json
 from utils.inference import EfficientNetPredictor, FileOutcome
 from utils.journal import Journal, settings_key
+from utils.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def predict_to_results(predictor: EfficientNetPredictor, paths: Sequence[Path], 
         As contracts say: model, settings, summary, predictions, errors.
     """
     started = time.perf_counter()
-    bar = tqdm(total=len(paths), desc="predicting", unit="file", disable=None)
+    bar = progress(total=len(paths), description="predicting", unit="file")
     outcomes = []
     with bar:
         for outcome in _outcomes(predictor, paths, run, output, overwrite):
@@ -162,8 +162,9 @@ def _file_key(predictor: EfficientNetPredictor, run: RunInfo, path: Path) -> str
         status = os.stat(path)
     except OSError:
         return settings_key(run.model_sha256, "missing")
-    return settings_key(run.model_sha256, run.config_sha256, asdict(predictor.settings), status.st_size,
-                        status.st_mtime_ns)
+    # the names too: those of a NightScan 1 model are not in its file
+    return settings_key(run.model_sha256, run.config_sha256, predictor.bundle.classes.names,
+                        asdict(predictor.settings), status.st_size, status.st_mtime_ns)
 
 
 def identify(model_path: Path, config_path: Path | None) -> RunInfo:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from models.audio_frontend import frontend_fingerprint
 from models.errors import AudioError, ManifestError
@@ -24,6 +23,7 @@ from utils.extraction import PreprocessSettings, RecordingResult, cached_fronten
 from utils.files import atomic_path, write_json
 from utils.journal import Journal, settings_key
 from utils.manifest import FORMAT_VERSION, NOT_AUGMENTED, SPLITS, ClassList, grouped_split, write_manifest
+from utils.progress import progress
 from utils.reports import plot_overview
 from utils.sources import Source
 
@@ -108,7 +108,7 @@ def _extract_all(settings: PreprocessSettings, sources: Sequence[Source], journa
     keys = {source.source_path: key for source, key in todo}
     work = functools.partial(extract_recording, settings)
     pending = parallel.map_unordered(work, [source for source, _ in todo], n_workers=n_workers)
-    for source, result in tqdm(pending, total=len(todo), desc="spectrograms", unit="file", disable=None):
+    for source, result in progress(pending, total=len(todo), description="spectrograms", unit="file"):
         if isinstance(result, parallel.WorkerCrash):
             result = RecordingResult(source.source_path, "corrupt", "the decoder crashed on this file")
         if result.status != "ok":

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from models.data_augmentation import AudioAugmentationPipeline
 from models.efficientnet_config import EfficientNetConfig
 from models.errors import ConfigError
 from utils import metrics
 from utils.dataset import Batch, make_loader
+from utils.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -325,7 +325,8 @@ def train_epoch(trainer: Trainer, stepper: Stepper, *, epoch: int) -> float:
     model.train()
     total = torch.zeros((), device=device)
     n_clips, n_batches = len(trainer.train), len(loader)  # type: ignore[arg-type]
-    for number, batch in enumerate(tqdm(loader, desc=f"epoch {epoch}", unit="batch", leave=False, disable=None)):
+    bar = progress(loader, total=n_batches, description=f"epoch {epoch}", unit="batch", leave=False)
+    for number, batch in enumerate(bar):
         inputs, targets = augment(batch, device=device, number=number)
         with autocast(device, dtype):
             logits = model(inputs)

@@ -103,7 +103,7 @@ def test_only_corrupt_files(tmp_path, capsys):
                                      "--workers", "1"])
     assert code == 1
     assert "2 corrupt" in capsys.readouterr().err
-    assert (tmp_path / "out" / "files.csv").read_text(encoding="utf-8").count("corrupt") == 2
+    assert (tmp_path / "out" / "files.csv").read_text(encoding="utf-8").count(",corrupt,") == 2
 
 
 @pytest.mark.parametrize(("flags", "words"), [

@@ -1,9 +1,12 @@
 import multiprocessing
 import os
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
 from tests.utils import crashing
+from utils import parallel
 from utils.parallel import WorkerCrash, default_workers, map_unordered
 
 SQUARES = {number: number * number for number in range(12)}
@@ -77,3 +80,38 @@ def test_items_are_taken_only_as_workers_need_them():
 
 def test_default_workers_are_cores_of_this_process():
     assert 1 <= default_workers() <= os.cpu_count()
+
+
+class BreakingPool:
+    """Runs items in this process; its first instance is broken when the third item is handed over."""
+
+    n_made = 0
+
+    def __init__(self, n_workers):
+        BreakingPool.n_made += 1
+        self.left = 2 if BreakingPool.n_made == 1 else None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        return None
+
+    def submit(self, function, item):
+        if self.left == 0:
+            raise BrokenProcessPool("a worker died while waiting")
+        if self.left:
+            self.left -= 1
+        future = Future()
+        future.set_result(function(item))
+        return future
+
+    def shutdown(self, **options):
+        pass
+
+
+def test_an_item_is_not_lost_when_the_pool_breaks_before_taking_it(monkeypatch):
+    monkeypatch.setattr(BreakingPool, "n_made", 0)
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", BreakingPool)
+    assert dict(map_unordered(crashing.square, range(12), n_workers=2)) == SQUARES
+    assert BreakingPool.n_made > 1
