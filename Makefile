@@ -42,8 +42,9 @@ lint: $(VENV)/installed-dev
 	$(RUN) -m flake8
 	$(RUN) -m mypy
 
+# a process per core, each with one thread: threads of several processes would wait for each other
 test: lint
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile
 
 bench: $(VENV)/installed-dev
 	$(RUN) -m tests.benchmarks.run

@@ -162,6 +162,8 @@ def state_dict_problem(expected: Mapping[str, Tensor], given: Mapping[str, Tenso
     for name, value in expected.items():
         if name not in given:
             return f"{name} is missing"
+        if not isinstance(given[name], Tensor):
+            return f"{name} is no tensor but {type(given[name]).__name__}"
         if given[name].shape != value.shape:
             return f"{name} has shape {tuple(given[name].shape)}, expected {tuple(value.shape)}"
     extra = next((name for name in given if name not in expected), None)

@@ -85,7 +85,8 @@ class RecordingReader:
         except OSError as error:
             raise AudioError(f"{self.path} cannot be opened: {error.strerror}", status="corrupt") from error
         if size == 0:
-            raise AudioError(f"{self.path} has 0 bytes", status="empty")
+            raise AudioError(f"{self.path} has 0 bytes: copy it from the recorder again, or leave it out",
+                             status="empty")
         try:
             self._sound = sf.SoundFile(self.path)
             self.native_sample_rate, self.channels = self._sound.samplerate, self._sound.channels
@@ -127,7 +128,8 @@ class RecordingReader:
                 raise AudioError(f"{self.path} holds samples that are not numbers (NaN or infinity)", status="corrupt")
             yield mono if resampler is None else resampler.resample_chunk(mono)
         if self._frames_read == 0:
-            raise AudioError(f"{self.path} holds no samples", status="empty")
+            raise AudioError(f"{self.path} holds a header but no samples: copy it from the recorder again, or leave"
+                             f" it out", status="empty")
         if resampler is not None:
             yield resampler.resample_chunk(np.empty(0, dtype=np.float32), last=True)
 
@@ -199,8 +201,8 @@ class RecordingReader:
             while len(block := self._sound.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
                 yield block
         except sf.LibsndfileError as error:
-            raise AudioError(f"{self.path} breaks off after {self.duration_seconds:.1f} s: {error}",
-                             status="corrupt") from error
+            raise AudioError(f"{self.path} breaks off after {self.duration_seconds:.1f} s ({error.error_string}):"
+                             f" copy it from the recorder again, or cut it there", status="corrupt") from error
 
     def _decoded_blocks(self) -> Iterator[np.ndarray]:
         assert self._decoded is not None

@@ -144,8 +144,8 @@ def paired_comparison(probabilities_a: np.ndarray, probabilities_b: np.ndarray, 
 
 
 def _bootstrap(scorer: _Scorer, models: list[np.ndarray], labels: np.ndarray,
-               recording_ids: Sequence[str] | np.ndarray, *, class_names: Sequence[str], n_bootstrap: int, confidence: float, rng: np.random.Generator
-               ) -> list[Scores]:
+               recording_ids: Sequence[str] | np.ndarray, *, class_names: Sequence[str], n_bootstrap: int,
+               confidence: float, rng: np.random.Generator) -> list[Scores]:
     """Score every model on the same resamples: per model, score name to (..., n_bootstrap)."""
     for probabilities in models:
         metrics.validate(probabilities, labels, class_names=class_names)

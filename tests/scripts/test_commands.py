@@ -190,9 +190,10 @@ def test_predict_in_its_own_process(tmp_path, tiny_model):
     results = json.loads(done.stdout)
     assert [record["file_path"] for record in results["predictions"]] == [os.path.join("in", "good.WAV")]
     assert [record["status"] for record in results["errors"]] == ["corrupt"]
-    strict = run_script("predict_efficientnet", "--model_path", tiny_model.best, "--input", "in", "--strict", cwd=tmp_path)
+    model = ("--model_path", tiny_model.best)
+    strict = run_script("predict_efficientnet", *model, "--input", "in", "--strict", cwd=tmp_path)
     assert strict.returncode == 1
-    nothing = run_script("predict_efficientnet", "--model_path", tiny_model.best, "--input", "in/bad.wav", cwd=tmp_path)
+    nothing = run_script("predict_efficientnet", *model, "--input", "in/bad.wav", cwd=tmp_path)
     assert nothing.returncode == 1
     assert "Traceback" not in nothing.stderr
 

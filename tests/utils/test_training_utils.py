@@ -244,7 +244,7 @@ def test_eight_clips_are_learnt_by_heart(rng):
     """The floor under any training code: a network that cannot do this is not being trained."""
     log_mels = (-40 + 10 * rng.standard_normal((8, 16, 16))).astype(np.float32)
     dataset = ArrayDataset(log_mels, np.arange(8) % 4)
-    config = tiny_config(model_name="resnet18", batch_size=8, epochs=8, learning_rate=2e-3, monitor="accuracy")
+    config = tiny_config(model_name="resnet18", batch_size=8, epochs=12, learning_rate=2e-3, monitor="accuracy")
     trainer = Trainer(build_model(config, 4), config, dataset, dataset, 4, CPU)
     state = LoopState()
     fit(trainer, make_stepper(trainer), state, after_epoch=lambda *outcome: None)
