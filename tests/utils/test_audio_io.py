@@ -210,7 +210,7 @@ def broken(path, kind):
 
 
 BAD_FILES = [("clip.wav", "zero bytes", "empty", "has 0 bytes"), ("clip.mp3", "zero bytes", "empty", "has 0 bytes"),
-             ("clip.wav", "header only", "empty", "holds no samples"),
+             ("clip.wav", "header only", "empty", "holds a header but no samples"),
              ("clip.wav", "nan", "corrupt", "not numbers"), ("clip.wav", "inf", "corrupt", "not numbers"),
              ("clip.flac", "truncated", "corrupt", "breaks off after"),
              ("clip.wav", "missing", "corrupt", "cannot be opened: No such file")]
