@@ -20,6 +20,7 @@ from utils import metrics
 from utils.checkpoints import save_model
 from utils.dataset import ArrayDataset, SpectrogramDataset
 from utils.files import read_json, write_json
+from utils.journal import settings_key
 from utils.manifest import NOT_AUGMENTED, ClassList, Manifest, grouped_folds
 from utils.training import checkpoint_path, check_shape, make_model, with_frontend
 from utils.training_utils import (LoopState, Trainer, count_steps, fit, make_stepper, mean_and_deviation,
@@ -128,7 +129,8 @@ def cross_validate_manifests(manifests: Sequence[Manifest], config: EfficientNet
     summary = _cross_validate(functools.partial(SpectrogramDataset, pooled), pooled.labels(), pooled.recording_ids(),
                               original, config=config, classes=first.classes, k_folds=k_folds,
                               random_state=config.seed, device=device, n_workers=n_workers,
-                              weights_file=weights_file, folder=folder, resume=resume)
+                              weights_file=weights_file, folder=folder, resume=resume,
+                              rows_key=settings_key(*rows["path"], *rows["recording_id"]))
     write_json(folder / "summary.json", {"format_version": FORMAT_VERSION, "config": config.to_dict(), **summary})
     return summary
 
@@ -136,7 +138,7 @@ def cross_validate_manifests(manifests: Sequence[Manifest], config: EfficientNet
 def _cross_validate(dataset: Callable[[np.ndarray], Dataset], labels: np.ndarray, recording_ids: np.ndarray,
                     original: np.ndarray, *, config: EfficientNetConfig, classes: ClassList, k_folds: int,
                     random_state: int, device: torch.device, n_workers: int = 0, weights_file: Path | None = None,
-                    folder: Path | None = None, resume: bool = False) -> dict:
+                    folder: Path | None = None, resume: bool = False, rows_key: str = "") -> dict:
     """Train and score every fold; ``original`` marks the rows that are no augmented copies."""
     rows = np.flatnonzero(original)
     folds = [rows[fold] for fold in grouped_folds(labels[rows], recording_ids[rows], n_folds=k_folds,
@@ -145,7 +147,7 @@ def _cross_validate(dataset: Callable[[np.ndarray], Dataset], labels: np.ndarray
     for number, held_out in enumerate(folds, start=1):
         fold_dir = folder / f"fold_{number}" if folder else None
         identity = {"config": config.to_dict(), "k_folds": k_folds, "random_state": random_state,
-                    "n_clips": len(labels)}
+                    "n_clips": len(labels), "rows": rows_key}
         done = _finished_fold(fold_dir, identity) if resume else None
         if done is None:
             seen = np.isin(recording_ids, recording_ids[held_out])

@@ -211,8 +211,8 @@ def _class_order(predictor: EfficientNetPredictor, manifest: Manifest) -> list[i
 
 def _from_audio(predictor: EfficientNetPredictor, manifest: Manifest, rows: np.ndarray,
                 audio_dir: Path | None) -> np.ndarray:
-    folder = audio_dir or _recorded_audio_dir(manifest)
     table = manifest.rows.iloc[rows]
+    folder = _audio_folder(manifest, audio_dir)
     probabilities = np.empty((len(rows), len(predictor.bundle.classes)))
     places: dict[str, list[int]] = {}
     for place, source in enumerate(table["source_path"]):
@@ -228,12 +228,15 @@ def _from_audio(predictor: EfficientNetPredictor, manifest: Manifest, rows: np.n
     return probabilities
 
 
-def _recorded_audio_dir(manifest: Manifest) -> Path:
+def _audio_folder(manifest: Manifest, audio_dir: Path | None) -> Path:
+    """Return the folder of the recordings; ManifestError when the manifest does not tell what is needed of them."""
     recorded = manifest.dataset.get("input_dir")
-    if not recorded or not manifest.rows["source_path"].all():
-        raise ManifestError(f"{manifest.path} does not tell where its recordings are, and a model has another front"
-                            f" end than its spectrograms: preprocess again, or give --audio_dir")
-    return manifest.path.parent / recorded
+    placed = manifest.rows[["source_path", "start_seconds", "end_seconds"]].astype(str).ne("").all(axis=None)
+    if not placed or audio_dir is None and not recorded:
+        raise ManifestError(f"{manifest.path} does not tell {'where its recordings are' if placed else 'its windows'},"
+                            f" and a model has another front end than its spectrograms: preprocess again, or"
+                            f" {'give --audio_dir' if placed else 'evaluate a model of the same front end'}")
+    return audio_dir or manifest.path.parent / recorded
 
 
 def _seen(predictor: EfficientNetPredictor, recording_ids: np.ndarray) -> int | None:
