@@ -236,7 +236,7 @@ def _audio_folder(manifest: Manifest, audio_dir: Path | None) -> Path:
         raise ManifestError(f"{manifest.path} does not tell {'where its recordings are' if placed else 'its windows'},"
                             f" and a model has another front end than its spectrograms: preprocess again, or"
                             f" {'give --audio_dir' if placed else 'evaluate a model of the same front end'}")
-    return audio_dir or manifest.path.parent / recorded
+    return audio_dir or manifest.path.parent / str(recorded)
 
 
 def _seen(predictor: EfficientNetPredictor, recording_ids: np.ndarray) -> int | None:

@@ -69,22 +69,25 @@ def test_named_demo_recording_exists(tmp_path):
     assert (tmp_path / "recordings" / named).exists()
 
 
-def test_every_command_works_in_order(workspace):
-    ran = 0
-    for line in commands():
-        if "make_demo_data" in line:
-            continue  # the workspace holds its recordings, cut short
-        done = run(line, workspace)
+@pytest.fixture(scope="module")
+def finished(workspace) -> tuple[Path, dict[str, subprocess.CompletedProcess]]:
+    """The workspace after every command of the README, in its order; it already holds the recordings, cut short."""
+    return workspace, {line: run(line, workspace) for line in commands() if "make_demo_data" not in line}
+
+
+def test_every_command_works_in_order(finished):
+    workspace, ran = finished
+    assert len(ran) >= 15
+    for line, done in ran.items():
         assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}"
         assert "Traceback" not in done.stderr
-        ran += 1
-    assert ran >= 15
     for name in ("dataset/overview.png", "model/efficientnet_best.pth", "baseline/resnet18_best.pth",
                  "model_cv/cross_validation/summary.json", "results.json", "segments.csv", "report/report.html"):
         assert (workspace / name).stat().st_size > 0
 
 
-def test_api_lines_run(workspace, monkeypatch):
+def test_api_lines_run(finished, monkeypatch):
+    workspace, _ = finished
     block, = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     head, cross_validation, rest = re.split(r"(from utils import cross_validation.*?\n\n)", block, flags=re.DOTALL)
     monkeypatch.chdir(workspace)
