@@ -25,6 +25,7 @@ def build_parser() -> cli.CommandParser:
                         " than the spectrograms (default: what preprocessing noted)")
     parser.add_argument("--batch_size", type=cli.positive_int, default=32, help="windows per pass")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--workers", type=cli.non_negative_int, default=0, help="processes that read spectrograms")
     parser.add_argument("--bootstrap", type=cli.positive_int, default=2000, help="resamples for the intervals")
     parser.add_argument("--confidence", type=cli.share, default=0.95, help="of the intervals, 0..1")
     parser.add_argument("--latency_runs", type=cli.positive_int, default=30, help="timed runs after the warm-up")
@@ -50,7 +51,7 @@ def run(flags: argparse.Namespace) -> int:
     manifest = read_manifest(flags.test_csv)
     settings = EvaluationSettings(
         output_dir=flags.output_dir, audio_dir=flags.audio_dir, n_bootstrap=flags.bootstrap,
-        confidence=flags.confidence, latency_runs=flags.latency_runs, seed=flags.seed)
+        confidence=flags.confidence, n_workers=flags.workers, latency_runs=flags.latency_runs, seed=flags.seed)
     class_names = flags.class_names or legacy_class_names(manifest)
     predictors = {name: (path, EfficientNetPredictor(path, device=flags.device, batch_size=flags.batch_size,
                                                      class_names=class_names))

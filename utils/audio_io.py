@@ -25,6 +25,7 @@ with warnings.catch_warnings():
     from pydub.exceptions import CouldntDecodeError
 
 SHORTEST_RECORDING_SECONDS = 0.05
+_SILENT_PEAK = 2.0 ** -15  # one step of 16-bit audio: a recording that never exceeds it is silent
 _BLOCK_FRAMES = 1 << 18  # 12 s at 22.05 kHz: small enough for memory, large enough that Python is not felt
 
 # ffmpeg's name of the container by extension: it is told, not left to guess, what it opens
@@ -208,6 +209,31 @@ class RecordingReader:
         assert self._decoded is not None
         for first in range(0, len(self._decoded), _BLOCK_FRAMES):
             yield self._decoded[first:first + _BLOCK_FRAMES]
+
+
+def check_audible(path: str | os.PathLike, *, duration_seconds: float, peak: float) -> None:
+    """Raise AudioError for a recording that holds nothing to learn from or to classify.
+
+    Parameters
+    ----------
+    path : path-like
+        For the message.
+    duration_seconds : float
+        Its length.
+    peak : float
+        Its highest absolute sample, 0..1.
+
+    Raises
+    ------
+    AudioError
+        ``too_short`` or ``silent``.
+    """
+    if duration_seconds < SHORTEST_RECORDING_SECONDS:
+        raise AudioError(f"{path} lasts {duration_seconds:.4f} s, at least {SHORTEST_RECORDING_SECONDS} s are needed:"
+                         f" leave it out", status="too_short")
+    if peak <= _SILENT_PEAK:
+        raise AudioError(f"{path} never exceeds one 16-bit step: digital silence, check the recorder's microphone",
+                         status="silent")
 
 
 def load_audio(path: str | os.PathLike, *, sample_rate: int) -> np.ndarray:

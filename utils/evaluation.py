@@ -17,7 +17,7 @@ import torch
 
 from models.errors import CheckpointError, ManifestError
 from utils import intervals, metrics, reports
-from utils.dataset import SpectrogramDataset
+from utils.dataset import SpectrogramDataset, make_loader
 from utils.evaluation_page import write_evaluation_page
 from utils.files import atomic_path, file_sha256, write_json
 from utils.inference import EfficientNetPredictor
@@ -46,6 +46,8 @@ class EvaluationSettings:
         Resamples of the intervals.
     confidence : float
         Of the intervals, 0..1.
+    n_workers : int
+        Processes that read spectrograms; 0 reads in this one.
     latency_runs : int
         Timed runs after the warm-up.
     seed : int
@@ -56,6 +58,7 @@ class EvaluationSettings:
     audio_dir: Path | None
     n_bootstrap: int
     confidence: float
+    n_workers: int
     latency_runs: int
     seed: int
 
@@ -98,7 +101,8 @@ def evaluate_models(predictors: Mapping[str, tuple[Path, EfficientNetPredictor]]
     results = []
     for name, (path, predictor) in predictors.items():
         logger.info("scoring %s on %d segments of %d recordings", name, len(test.rows), test.n_recordings)
-        probabilities = model_probabilities(predictor, manifest, test.rows, audio_dir=settings.audio_dir)
+        probabilities = model_probabilities(predictor, manifest, test.rows, audio_dir=settings.audio_dir,
+                                            n_workers=settings.n_workers)
         results.append(ModelResult(name, probabilities, {
             "name": name, "model_name": predictor.bundle.model_name, "sha256": file_sha256(path),
             "file_megabytes": round(path.stat().st_size / _BYTES_PER_MEGABYTE, 2),
@@ -152,23 +156,17 @@ def _compare(results: Sequence[ModelResult], test: _TestSet, settings: Evaluatio
 
 
 def model_probabilities(predictor: EfficientNetPredictor, manifest: Manifest, rows: np.ndarray, *,
-                        audio_dir: Path | None) -> np.ndarray:
+                        audio_dir: Path | None, n_workers: int = 0) -> np.ndarray:
     """Return calibrated probabilities float64 ``(n_rows, n_classes)`` in the manifest's class order."""
     order = _class_order(predictor, manifest)
     if manifest.frontend is not None and manifest.frontend == predictor.bundle.frontend:
-        dataset = SpectrogramDataset(manifest, rows)
-        log_mels = (np.stack([dataset[index][0][0].numpy() for index in range(first, last)])
-                    for first, last in _batches(len(dataset), predictor.batch_size))
-        n_batches = -(-len(dataset) // predictor.batch_size)
-        probabilities = np.concatenate([predictor.probabilities(batch) for batch in progress(
-            log_mels, total=n_batches, description="scoring", unit="batch")])
+        loader = make_loader(SpectrogramDataset(manifest, rows), batch_size=predictor.batch_size, shuffle_seed=None,
+                             n_workers=n_workers, pin_memory=False)
+        bar = progress(loader, total=len(loader), description="scoring", unit="batch")
+        probabilities = np.concatenate([predictor.probabilities(batch.log_mel[:, 0].numpy()) for batch in bar])
     else:
         probabilities = _from_audio(predictor, manifest, rows, audio_dir)
     return probabilities[:, order]
-
-
-def _batches(n_items: int, size: int) -> list[tuple[int, int]]:
-    return [(first, min(first + size, n_items)) for first in range(0, n_items, size)]
 
 
 def measure_latency(predictor: EfficientNetPredictor, *, n_runs: int) -> dict:

@@ -1,16 +1,17 @@
 """One recording to log-mel spectrograms: what a worker process does with a file."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from models.audio_frontend import LogMelFrontend, frontend_fingerprint, segment_starts
 from models.efficientnet_config import AugmentationConfig, FrontendConfig
 from models.errors import AudioError
-from utils.audio_io import SHORTEST_RECORDING_SECONDS, RecordingReader
+from utils.audio_io import RecordingReader, check_audible
 from utils.files import file_sha256, save_array
 from utils.journal import settings_key
 from utils.manifest import safe_name
@@ -18,7 +19,6 @@ from utils.sources import Source
 
 SEGMENT_SELECTIONS = ("active", "all")
 _ACTIVE_RANGE_DB = 30.0  # a window this far below the recording's loudest holds no sound of interest
-_SILENT_PEAK = 2.0 ** -15  # one step of 16-bit audio: a recording that never exceeds it is silent
 _LEAST_NEW_SECONDS = 0.1  # a window that starts this little after the one before is that one again
 _LONGEST_RECORDING_SECONDS = 1e7  # stands for "to the end" among regions with known ends
 
@@ -111,17 +111,20 @@ def extract_recording(settings: PreprocessSettings, source: Source) -> Recording
     Never raises for a bad file: the reason stands in the result.
     """
     path = settings.input_dir / source.source_path
+    written: dict[str, Segment] = {}
+    facts: dict[str, Any] = {}
     try:
         with RecordingReader(path, sample_rate=settings.frontend.sample_rate) as reader:
-            segments, peak = _write_segments(settings, source, reader)
+            segments, peak = _write_segments(settings, source, reader, written)
             facts = {"duration_seconds": round(reader.duration_seconds, 6), "sample_rate": reader.native_sample_rate,
                      "channels": reader.channels, "sha256": file_sha256(path)}
+        if not written:
+            raise AudioError(f"{path} lasts {reader.duration_seconds:.1f} s and none of its labelled times lies"
+                             f" within: correct the labels", status="empty")
+        check_audible(path, duration_seconds=reader.duration_seconds, peak=peak)
     except AudioError as error:
-        return RecordingResult(source.source_path, error.status, str(error))
-    problem = _recording_problem(path, facts["duration_seconds"], peak, segments)
-    if problem:
-        _remove(settings.output_dir, segments)
-        return RecordingResult(source.source_path, *problem, **facts)
+        _remove(settings.output_dir, written.values())
+        return RecordingResult(source.source_path, error.status, str(error), **facts)
     return RecordingResult(source.source_path, "ok", **facts, segments=tuple(segments))
 
 
@@ -131,11 +134,13 @@ def cached_frontend(config: FrontendConfig) -> LogMelFrontend:
     return LogMelFrontend(config)
 
 
-def _write_segments(settings: PreprocessSettings, source: Source,
-                    reader: RecordingReader) -> tuple[list[Segment], float]:
-    """Write every window, then drop what the selection leaves out; also return the highest sample."""
+def _write_segments(settings: PreprocessSettings, source: Source, reader: RecordingReader,
+                    written: dict[str, Segment]) -> tuple[list[Segment], float]:
+    """Write every window, noting it in ``written``, then drop what the selection leaves out.
+
+    Return the segments that are left and the highest sample of all.
+    """
     frontend = cached_frontend(settings.frontend)
-    written: dict[str, Segment] = {}
     levels, peak = [], 0.0
     previous: tuple[str, float] = ("", -np.inf)
     for class_name, start, samples in _labelled_windows(settings, source, reader):
@@ -181,17 +186,6 @@ def _labelled_windows(settings: PreprocessSettings, source: Source,
             yield names[index], spans[index][0] + offset, samples[offset:offset + length]
 
 
-def _recording_problem(path: Path, duration_seconds: float, peak: float,
-                       segments: Sequence[Segment]) -> tuple[str, str] | None:
-    if duration_seconds < SHORTEST_RECORDING_SECONDS:
-        return "too_short", f"{path} lasts {duration_seconds:.4f} s; at least {SHORTEST_RECORDING_SECONDS} s are needed"
-    if not segments:
-        return "empty", f"{path} lasts {duration_seconds:.1f} s and none of its labelled times lies within"
-    if peak <= _SILENT_PEAK:
-        return "silent", f"{path} never exceeds one 16-bit step: digital silence"
-    return None
-
-
-def _remove(output_dir: Path, segments: Sequence[Segment]) -> None:
+def _remove(output_dir: Path, segments: Iterable[Segment]) -> None:
     for segment in segments:
         (output_dir / segment.path).unlink(missing_ok=True)

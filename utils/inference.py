@@ -23,13 +23,12 @@ import torch
 from models.audio_frontend import LogMelFrontend, segment_starts
 from models.errors import AudioError, ConfigError
 from utils import metrics
-from utils.audio_io import SHORTEST_RECORDING_SECONDS, RecordingReader, read_recorded_at
+from utils.audio_io import RecordingReader, check_audible, read_recorded_at
 from utils.checkpoints import ModelBundle, load_model
 from utils.config_files import read_config
 from utils.training_utils import resolve_device
 
 _QUEUED_WINDOWS = 64  # per file being read: bounds memory, and keeps the network from waiting
-_SILENT_PEAK = 2.0 ** -15  # one step of 16-bit audio
 _PROBABILITY_DECIMALS = 6
 
 
@@ -290,11 +289,7 @@ class EfficientNetPredictor:
                     spent, started = time.perf_counter() - started, time.perf_counter()
                     yield _Window(number, (start, start + len(samples)), log_mel, spent)
             progress.duration_seconds = reader.duration_seconds
-        if progress.duration_seconds < SHORTEST_RECORDING_SECONDS:
-            raise AudioError(f"{progress.path} lasts {progress.duration_seconds:.4f} s; at least"
-                             f" {SHORTEST_RECORDING_SECONDS} s are needed", status="too_short")
-        if peak <= _SILENT_PEAK:
-            raise AudioError(f"{progress.path} never exceeds one 16-bit step: digital silence", status="silent")
+        check_audible(progress.path, duration_seconds=progress.duration_seconds, peak=peak)
         progress.recorded_at = read_recorded_at(progress.path)
 
     def _file_record(self, progress: _FileProgress) -> dict:

@@ -25,7 +25,7 @@ LEGACY_LOGIT = 5.0
 
 def settings(output_dir, *, audio_dir=None):
     return EvaluationSettings(output_dir=output_dir, audio_dir=audio_dir, n_bootstrap=50, confidence=0.95,
-                              latency_runs=2, seed=3)
+                              n_workers=0, latency_runs=2, seed=3)
 
 
 def efficientnet(tiny_model):
