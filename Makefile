@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 DATA ?= demo/recordings
-DEMO_TRAINING = --epochs 12 --batch_size 32 --learning_rate 1e-3 --train_csv demo/dataset/train.csv \
+DEMO_TRAINING = --epochs 12 --batch_size 32 --warmup_epochs 1 --train_csv demo/dataset/train.csv \
 	--val_csv demo/dataset/val.csv
 
 .PHONY: demo test lint bench clean
@@ -27,8 +27,10 @@ demo/recordings: | $(VENV)/installed
 
 demo: $(VENV)/installed $(if $(filter demo/recordings,$(DATA)),demo/recordings)
 	$(RUN) scripts/preprocess_enhanced.py --input_dir "$(DATA)" --output_dir demo/dataset --segment_duration 4000
-	$(RUN) scripts/train_efficientnet.py --config efficientnet_b0_fast --model_dir demo/model $(DEMO_TRAINING)
-	$(RUN) scripts/train_efficientnet.py --config resnet18_baseline --model_dir demo/baseline $(DEMO_TRAINING)
+	$(RUN) scripts/train_efficientnet.py --config efficientnet_b0_fast --model_dir demo/model $(DEMO_TRAINING) \
+		--learning_rate 3e-3 --drop_connect_rate 0
+	$(RUN) scripts/train_efficientnet.py --config resnet18_baseline --model_dir demo/baseline $(DEMO_TRAINING) \
+		--learning_rate 1e-3
 	$(RUN) scripts/predict_efficientnet.py --model_path demo/model/efficientnet_best.pth --input "$(DATA)" \
 		--segment_mode --output demo/results.json --formats json,csv
 	$(RUN) scripts/evaluate_model.py --test_csv demo/dataset/test.csv --output_dir demo/report \
