@@ -161,6 +161,11 @@ def run_command(parser: argparse.ArgumentParser, command: Callable[[argparse.Nam
             logger.debug("traceback", exc_info=True)
             logger.error("%s", error)
             return EXIT_NOTHING_USABLE if isinstance(error, AudioError) else EXIT_USAGE
+        except OSError as error:
+            logger.debug("traceback", exc_info=True)
+            logger.error("%s: %s: check that the place exists, is writable and has room", error.filename or "a file",
+                         error.strerror or error)
+            return EXIT_USAGE
         except KeyboardInterrupt:
             logger.error("interrupted; finished work is kept and the same command goes on from it")
             return EXIT_INTERRUPTED

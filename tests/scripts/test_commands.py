@@ -214,6 +214,13 @@ def test_interrupt_leaves_with_130(tmp_path, capsys, monkeypatch):
     assert "interrupted" in capsys.readouterr().err
 
 
+def test_an_output_that_cannot_be_written(tmp_path, capsys):
+    write_tone(tmp_path / "in" / "a" / "x.wav")
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    check(preprocess_enhanced, ["--input_dir", tmp_path / "in", "--output_dir", tmp_path / "file" / "out"], capsys,
+          code=2, words=("file", "writable"))
+
+
 def test_log_file_gets_the_messages(tmp_path, capsys):
     log = tmp_path / "logs" / "run.log"
     preprocess_enhanced.main(["--input_dir", str(tmp_path / "none"), "--output_dir", "o", "--log_file", str(log)])
