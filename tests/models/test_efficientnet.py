@@ -7,6 +7,7 @@ from efficientnet_pytorch import EfficientNet
 from torch import nn
 from torchvision.models import resnet18
 
+from models import efficientnet
 from models.efficientnet import (ClipNormaliser, LegacyNormaliser, build_legacy_resnet18, build_model,
                                  load_imagenet_weights, state_dict_problem)
 from models.efficientnet_config import MODEL_NAMES, EfficientNetConfig
@@ -252,3 +253,24 @@ def test_the_legacy_network_is_torchvisions():
     clips = log_mels(2, 1, 128, 300)
     with torch.inference_mode():
         assert_same_logits(model(clips), library(LegacyNormaliser()(clips)))
+
+
+BFLOAT16_STEP = 2.0 ** -7  # a bfloat16 holds 8 bits: neighbours are this far apart, relative to the largest value
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(5, 1), (3, 2), (5, 2)])
+def test_depthwise_gradients_in_bfloat16_are_those_of_float32(kernel, stride):
+    """While training on a CPU these convolutions compute in float32: their gradient is not rounded on the way."""
+    torch.manual_seed(0)
+    layer = efficientnet._SamePaddedConv2d(8, 8, kernel, stride=stride, groups=8, bias=False)
+    inputs = torch.randn(2, 8, 16, 27)
+    exact = layer(inputs)
+    exact.square().sum().backward()
+    expected, layer.weight.grad = layer.weight.grad, None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = layer(inputs.bfloat16())
+    assert output.dtype == torch.bfloat16  # what follows goes on in bfloat16
+    output.float().square().sum().backward()
+    assert (output.float() - exact).abs().max() <= 2 * BFLOAT16_STEP * exact.abs().max()
+    assert layer.weight.grad.dtype == torch.float32
+    assert (layer.weight.grad - expected).abs().max() <= 2 * BFLOAT16_STEP * expected.abs().max()
