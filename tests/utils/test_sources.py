@@ -174,3 +174,11 @@ def test_a_faulty_label_map_is_explained(tmp_path, name, text, error, message):
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(error, match=message):
         read_label_map(tmp_path / name)
+
+
+def test_files_outside_class_folders_are_not_left_out_in_silence(tmp_path, caplog):
+    make_audio(tmp_path, "owl/a.wav")
+    make_audio(tmp_path, "loose.wav")
+    found = sources_from_folders(tmp_path, group_by="recording")
+    assert [source.source_path for source in found] == ["owl/a.wav"]
+    assert "1 audio files lie directly in" in caplog.text
