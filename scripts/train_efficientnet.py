@@ -2,6 +2,7 @@
 """Train EfficientNet B0-B3 or ResNet18 on preprocessed spectrograms."""
 
 import argparse
+import logging
 import os
 import sys
 from pathlib import Path
@@ -43,11 +44,14 @@ def run(flags: argparse.Namespace) -> int:
     # late: these bring torch, which --help should not wait for
     from utils.config_files import read_config
     from utils.cross_validation import cross_validate_manifests
+    from utils.distributed import join_processes, leave_processes
     from utils.training import checkpoint_path, read_training_data, resume_config, train_model
     from utils.training_utils import resolve_device, use_deterministic_algorithms
 
     config = cli.config_from_flags(read_config(flags.config), vars(flags))
-    device = resolve_device(flags.device)
+    processes, device = join_processes(resolve_device(flags.device))
+    if not processes.is_main:
+        logging.getLogger("utils").setLevel(logging.WARNING)  # one process tells, for all
     if flags.deterministic:
         use_deterministic_algorithms()
     n_workers = flags.workers if flags.workers is not None else (0 if device.type == "cpu" else 4)
@@ -66,7 +70,10 @@ def run(flags: argparse.Namespace) -> int:
     if resume_from:
         config = resume_config(resume_from, config, cli.given_settings(vars(flags)))
     scores = train_model(data, config, model_dir=flags.model_dir, device=device, n_workers=n_workers,
-                         weights_file=flags.pretrained_weights, resume_from=resume_from)
+                         weights_file=flags.pretrained_weights, resume_from=resume_from, processes=processes)
+    leave_processes()
+    if not processes.is_main:
+        return cli.EXIT_DONE
     print(f"validation: accuracy {scores['accuracy']:.3f}, macro F1 {scores['macro_f1']:.3f}")
     print(f"model: {checkpoint_path(flags.model_dir, config.model_name, 'best')}")
     return cli.EXIT_DONE
@@ -80,9 +87,8 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise ConfigError("--resume_from does not go with --cross_validation: use --resume, which keeps finished folds")
     if flags.k_folds < 2:
         raise ConfigError(f"--k_folds must be at least 2, got {flags.k_folds}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("training on several processes (torchrun) is not supported by this version: start it"
-                          " once, on one GPU, with --device cuda:N")
+    if flags.cross_validation and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("--cross_validation runs on one process: start it without torchrun")
 
 
 def find_last(model_dir: Path) -> Path:

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from models.errors import ManifestError
+from utils.distributed import Processes
 from utils.manifest import Manifest
 
 
@@ -96,7 +97,7 @@ class ArrayDataset(Dataset):
 
 
 def make_loader(dataset: Dataset, *, batch_size: int, shuffle_seed: int | None, n_workers: int,
-                pin_memory: bool) -> DataLoader:
+                pin_memory: bool, processes: Processes = Processes()) -> DataLoader:
     """Return a loader of ``Batch``.
 
     Parameters
@@ -111,7 +112,14 @@ def make_loader(dataset: Dataset, *, batch_size: int, shuffle_seed: int | None, 
         Loading processes; 0 loads in this one.
     pin_memory : bool
         For a GPU.
+    processes : Processes
+        Of several, each gets its share of a shuffled order, all the same number of clips.
     """
+    if shuffle_seed is not None and processes.n_processes > 1:
+        sampler: DistributedSampler = DistributedSampler(dataset, num_replicas=processes.n_processes,
+                                                         rank=processes.rank, seed=shuffle_seed)
+        return DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=n_workers,
+                          pin_memory=pin_memory, collate_fn=_collate)
     generator = None
     if shuffle_seed is not None:
         generator = torch.Generator()

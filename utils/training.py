@@ -17,6 +17,7 @@ from utils import metrics, reports
 from utils.checkpoints import check_format, imagenet_weights, load_model, load_weights, read_checkpoint, save_model
 from utils.config_files import write_config
 from utils.dataset import SpectrogramDataset
+from utils.distributed import Processes
 from utils.files import atomic_path, write_json
 from utils.manifest import ClassList, Manifest, check_no_shared_recording, read_manifest, recording_hash
 from utils.training_utils import (LoopState, Stepper, Trainer, count_steps, fit, loop_state_from_dict,
@@ -192,7 +193,8 @@ def checkpoint_path(model_dir: Path, model_name: str, kind: str) -> Path:
 
 
 def train_model(data: TrainingData, config: EfficientNetConfig, *, model_dir: Path, device: torch.device,
-                n_workers: int, weights_file: Path | None = None, resume_from: Path | None = None) -> dict:
+                n_workers: int, weights_file: Path | None = None, resume_from: Path | None = None,
+                processes: Processes = Processes()) -> dict:
     """Train one model and write its folder.
 
     Parameters
@@ -211,14 +213,17 @@ def train_model(data: TrainingData, config: EfficientNetConfig, *, model_dir: Pa
         Local ImageNet weights.
     resume_from : Path, optional
         A ``_last.pth`` to go on from.
+    processes : Processes
+        Training processes that share the work.
 
     Returns
     -------
     dict
-        Validation scores of the best epoch.
+        Validation scores of the best epoch; empty but on the main process.
     """
     train, val = SpectrogramDataset(data.train), SpectrogramDataset(data.val)
-    config = resolve_batch_norm(with_frontend(config, data.train), steps_per_epoch=count_steps(len(train), config))
+    config = resolve_batch_norm(with_frontend(config, data.train),
+                                steps_per_epoch=count_steps(len(train), config, processes))
     check_shape(train, config, data.train.path)
     check_shape(val, config, data.val.path)
     folder = ModelFolder(model_dir, config, data)
@@ -230,16 +235,19 @@ def train_model(data: TrainingData, config: EfficientNetConfig, *, model_dir: Pa
         training = read_training_state(resume_from, data.classes)
         load_weights(model, training["weights"], resume_from)
     model.to(device)
-    trainer = Trainer(model, config, train, val, len(data.classes), device, n_workers)
+    trainer = Trainer(model, config, train, val, len(data.classes), device, n_workers, processes)
     stepper, state = make_stepper(trainer), LoopState()
     if training is not None:
         stepper.load_state_dict(training["training"])
         state = loop_state_from_dict(training["training"]["loop"])
-    write_config(model_dir / "config.json", config)
+    if processes.is_main:
+        write_config(model_dir / "config.json", config)
     logger.info("training %s on %s: %d clips, %d steps an epoch", config.model_name, device, len(train),
                 trainer.steps_per_epoch)
     fit(trainer, stepper, state,
         after_epoch=lambda *outcome: folder.save_epoch(model, stepper, *outcome))
+    if not processes.is_main:
+        return {}
     best = load_model(folder.best)
     logits, labels = predict_logits(best.model.to(device), val, config=config, device=device, n_workers=n_workers)
     return folder.finish(best.model, state, logits, labels, best.temperature)

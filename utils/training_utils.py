@@ -28,6 +28,7 @@ from models.efficientnet_config import EfficientNetConfig
 from models.errors import ConfigError
 from utils import metrics
 from utils.dataset import Batch, make_loader
+from utils.distributed import Processes
 from utils.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ _SLOWEST_MOMENTUM, _FASTEST_MOMENTUM = 0.01, 0.1  # ...between EfficientNet's se
 _STEPS_PER_LONG_EPOCH = 1000  # from here on EfficientNet's own momentum averages over a small part of an epoch
 _FINAL_LEARNING_RATE = 0.01  # of the peak, where the cosine ends
 _SGD_MOMENTUM = 0.9
+_VALIDATION_SCORES = ("val_loss", "val_accuracy", "val_macro_f1")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -160,7 +162,7 @@ class Stepper:
     Parameters
     ----------
     model, optimizer, schedule : objects
-        What is stepped.
+        What is stepped; the model as the processes wrap it.
     scaler : torch.amp.GradScaler
         Enabled for float16 only.
     gradient_clipping : float
@@ -230,6 +232,8 @@ class Trainer:
         Where to compute.
     n_workers : int
         Loading processes.
+    processes : Processes
+        Training processes that share the work.
     """
 
     model: nn.Module
@@ -239,16 +243,18 @@ class Trainer:
     n_classes: int
     device: torch.device
     n_workers: int = 0
+    processes: Processes = Processes()
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch: batches over accumulation, rounded up."""
-        return count_steps(len(self.train), self.config)  # type: ignore[arg-type]
+        return count_steps(len(self.train), self.config, self.processes)  # type: ignore[arg-type]
 
 
-def count_steps(n_clips: int, config: EfficientNetConfig) -> int:
-    """Return optimizer steps per epoch over ``n_clips``."""
-    return math.ceil(math.ceil(n_clips / config.batch_size) / config.accumulation_steps)
+def count_steps(n_clips: int, config: EfficientNetConfig, processes: Processes = Processes()) -> int:
+    """Return optimizer steps per epoch over ``n_clips``; each process takes ``batch_size`` clips a step."""
+    n_own = math.ceil(n_clips / processes.n_processes)
+    return math.ceil(math.ceil(n_own / config.batch_size) / config.accumulation_steps)
 
 
 def make_stepper(trainer: Trainer) -> Stepper:
@@ -257,7 +263,8 @@ def make_stepper(trainer: Trainer) -> Stepper:
     dtype = autocast_dtype(trainer.device, mixed_precision=trainer.config.mixed_precision)
     scaler = torch.amp.GradScaler(trainer.device.type, enabled=dtype is torch.float16)
     schedule = make_schedule(optimizer, trainer.config, steps_per_epoch=trainer.steps_per_epoch)
-    return Stepper(trainer.model, optimizer, schedule, scaler, trainer.config.gradient_clipping)
+    return Stepper(trainer.processes.wrap(trainer.model), optimizer, schedule, scaler,
+                   trainer.config.gradient_clipping)
 
 
 def fit(trainer: Trainer, stepper: Stepper, state: LoopState, *,
@@ -284,9 +291,7 @@ def fit(trainer: Trainer, stepper: Stepper, state: LoopState, *,
         state.epoch += 1
         started = time.perf_counter()
         train_loss = train_epoch(trainer, stepper, epoch=state.epoch)
-        logits, labels = predict_logits(trainer.model, trainer.val, config=config, device=trainer.device,
-                                        n_workers=trainer.n_workers)
-        scores = validation_scores(logits, labels, n_classes=trainer.n_classes)
+        logits, labels, scores = _validate(trainer)
         rate = stepper.optimizer.param_groups[0]["lr"]
         state.history.append({"epoch": state.epoch, "train_loss": train_loss, **scores, "learning_rate": rate,
                               "seconds": round(time.perf_counter() - started, 2)})
@@ -297,10 +302,21 @@ def fit(trainer: Trainer, stepper: Stepper, state: LoopState, *,
         logger.info("epoch %d/%d: train loss %.3f, val loss %.3f, accuracy %.3f, macro F1 %.3f%s", state.epoch,
                     config.epochs, train_loss, scores["val_loss"], scores["val_accuracy"], scores["val_macro_f1"],
                     " (best)" if is_best else "")
-        after_epoch(state, is_best, logits, labels)
+        if trainer.processes.is_main:
+            after_epoch(state, is_best, logits, labels)
     if best_weights:
         trainer.model.load_state_dict(best_weights)
     return best_weights
+
+
+def _validate(trainer: Trainer) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """Return validation logits, labels and scores; logits and labels are empty but on the main process."""
+    logits, labels, scores = np.empty(0), np.empty(0), {}
+    if trainer.processes.is_main:
+        logits, labels = predict_logits(trainer.model, trainer.val, config=trainer.config, device=trainer.device,
+                                        n_workers=trainer.n_workers)
+        scores = validation_scores(logits, labels, n_classes=trainer.n_classes)
+    return logits, labels, trainer.processes.from_main(scores, _VALIDATION_SCORES, trainer.device)
 
 
 def _out_of_patience(state: LoopState, config: EfficientNetConfig) -> bool:
@@ -312,24 +328,24 @@ def _out_of_patience(state: LoopState, config: EfficientNetConfig) -> bool:
 
 def train_epoch(trainer: Trainer, stepper: Stepper, *, epoch: int) -> float:
     """Train over all clips once and return the mean loss per clip."""
-    config, device, model = trainer.config, trainer.device, trainer.model
+    config, device, processes = trainer.config, trainer.device, trainer.processes
     epoch_seed = int(np.random.default_rng([config.seed, epoch]).integers(2**31))
-    torch.manual_seed(epoch_seed)  # dropout and stochastic depth draw from the global generator
+    torch.manual_seed(epoch_seed + processes.rank)  # dropout and stochastic depth draw from the global generator
     loader = make_loader(trainer.train, batch_size=config.batch_size, shuffle_seed=epoch_seed,
-                         n_workers=trainer.n_workers, pin_memory=device.type == "cuda")
+                         n_workers=trainer.n_workers, pin_memory=device.type == "cuda", processes=processes)
     augment = Augmenter(config, n_classes=trainer.n_classes, epoch=epoch)
     weight = None
     if config.class_weights == "balanced":
         weight = class_weights(trainer.train.labels, n_classes=trainer.n_classes).to(device)  # type: ignore
     dtype = autocast_dtype(device, mixed_precision=config.mixed_precision)
-    model.train()
-    total = torch.zeros((), device=device)
-    n_clips, n_batches = len(trainer.train), len(loader)  # type: ignore[arg-type]
+    stepper.model.train()
+    total = torch.zeros(2, device=device)  # summed loss, clips
+    n_batches = len(loader)
     bar = progress(loader, total=n_batches, description=f"epoch {epoch}", unit="batch", leave=False)
     for number, batch in enumerate(bar):
         inputs, targets = augment(batch, device=device, number=number)
         with autocast(device, dtype):
-            logits = model(inputs)
+            logits = stepper.model(inputs)
         loss = functional.cross_entropy(logits.float(), targets, weight=weight, label_smoothing=config.label_smoothing)
         # the last group of an epoch may hold fewer batches than the others
         group = min(config.accumulation_steps, n_batches - number // config.accumulation_steps
@@ -337,8 +353,9 @@ def train_epoch(trainer: Trainer, stepper: Stepper, *, epoch: int) -> float:
         stepper.scaler.scale(loss / group).backward()
         if (number + 1) % config.accumulation_steps == 0 or number + 1 == n_batches:
             stepper.step()
-        total += loss.detach() * len(inputs)
-    return float(total) / n_clips
+        total += torch.stack([loss.detach(), torch.ones_like(loss)]) * len(inputs)
+    summed_loss, n_clips = processes.sum(total).tolist()
+    return summed_loss / n_clips
 
 
 @dataclass(frozen=True)

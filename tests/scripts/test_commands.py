@@ -10,7 +10,8 @@ import pytest
 import soundfile as sf
 
 from scripts import evaluate_model, make_demo_data, predict_efficientnet, preprocess_enhanced, train_efficientnet
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, TINY_CLASSES
+from utils.checkpoints import load_model
 
 COMMANDS = {"preprocess_enhanced": preprocess_enhanced, "train_efficientnet": train_efficientnet,
             "predict_efficientnet": predict_efficientnet, "evaluate_model": evaluate_model,
@@ -158,10 +159,23 @@ def test_manifest_that_points_outside(tmp_path, capsys):
                                tmp_path / "m"], capsys, code=2, words=("../secret.npy", "outside", "line 2"))
 
 
-def test_torchrun_is_refused_rather_than_writing_files_twice(tmp_path, capsys, monkeypatch):
+def test_cross_validation_is_refused_under_torchrun(capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    check(train_efficientnet, ["--train_csv", "t.csv", "--val_csv", "v.csv", "--model_dir", "m"], capsys, code=2,
-          words=("torchrun", "--device cuda:N"))
+    check(train_efficientnet, ["--train_csv", "t.csv", "--val_csv", "v.csv", "--model_dir", "m",
+                               "--cross_validation"], capsys, code=2, words=("--cross_validation", "torchrun"))
+
+
+def test_torchrun_trains_one_model_on_two_processes(tmp_path, tiny_dataset):
+    data = tiny_dataset.output_dir
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         str(PROJECT / "scripts" / "train_efficientnet.py"), "--train_csv", str(data / "train.csv"), "--val_csv",
+         str(data / "val.csv"), "--model_dir", str(tmp_path), "--model_name", "efficientnet-b0", "--epochs", "2",
+         "--batch_size", "4", "--device", "cpu"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("validation: accuracy") == 1  # the main process alone tells and writes
+    assert len((tmp_path / "history.csv").read_text(encoding="utf-8").splitlines()) == 1 + 2
+    assert load_model(tmp_path / "efficientnet_best.pth").classes.names == TINY_CLASSES
 
 
 def test_predict_without_a_model(tmp_path, capsys):
