@@ -233,11 +233,10 @@ def grouped_folds(labels: Sequence[int] | np.ndarray, groups: Sequence[str] | np
     if n_groups < n_folds:
         raise ManifestError(f"{n_folds} folds need at least {n_folds} recordings, got {n_groups}: lower --k_folds"
                             f" or add recordings")
-    # a class with fewer rows than folds makes scikit-learn complain though grouping can still be done:
-    # the rows of a group stand for it by position, so the strata are those of the rows
     splitter = StratifiedGroupKFold(n_splits=n_folds, shuffle=True, random_state=random_state)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # said by the caller, in terms of recordings
+        # scikit-learn warns of classes with fewer rows than folds; preprocessing tells which class is missing where
+        warnings.simplefilter("ignore", UserWarning)
         try:
             return [held_out for _, held_out in splitter.split(np.zeros(len(labels)), labels, groups)]
         except ValueError as error:

@@ -29,6 +29,7 @@ from utils.sources import Source
 
 logger = logging.getLogger(__name__)
 
+_TRIED_AGAIN = ("corrupt", "unsupported")
 FILE_COLUMNS = ("path", "status", "reason", "duration_seconds", "sample_rate", "channels", "sha256", "n_segments",
                 "split")
 
@@ -99,7 +100,9 @@ def _extract_all(settings: PreprocessSettings, sources: Sequence[Source], journa
         key = settings_key(settings.extraction_key(), asdict(source), _stamp(settings.input_dir / source.source_path))
         done = journal.find("recording", source.source_path, key)
         result = RecordingResult.from_json(done) if done else None
-        if result and all((settings.output_dir / segment.path).exists() for segment in result.segments):
+        # what could not be decoded is tried again: ffmpeg may have been installed since
+        if result and result.status not in _TRIED_AGAIN and all(
+                (settings.output_dir / segment.path).exists() for segment in result.segments):
             results[source.source_path] = result
         else:
             todo.append((source, key))

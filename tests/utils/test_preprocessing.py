@@ -283,6 +283,16 @@ def test_a_changed_file_alone_is_redone(audio_dir, tmp_path, monkeypatch, rng):
     assert len(changed) == 2 and all("/r3-" in path for path in changed)
 
 
+def test_what_could_not_be_decoded_is_tried_again(audio_dir, tmp_path, monkeypatch):
+    """The reason says to install ffmpeg: whoever does must not be told the same again."""
+    broken = audio_dir / "mammal_call" / "broken.wav"
+    broken.write_bytes(b"no recording at all" * 10)
+    run(audio_dir, tmp_path / "out")
+    done = count_calls(monkeypatch)
+    run(audio_dir, tmp_path / "out")
+    assert done == [broken.relative_to(audio_dir).as_posix()]
+
+
 def test_a_lost_spectrogram_is_made_again(audio_dir, tmp_path, monkeypatch):
     run(audio_dir, tmp_path / "out")
     before = spectrogram_bytes(tmp_path / "out")
