@@ -13,7 +13,6 @@ from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.utils import Conv2dDynamicSamePadding, Conv2dStaticSamePadding
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models import resnet18
 
 from models.efficientnet_config import EFFICIENTNET_NAMES, RESNET_NAME, EfficientNetConfig, FrontendConfig
 from models.errors import CheckpointError, ConfigError
@@ -79,8 +78,36 @@ class SpectrogramClassifier(nn.Module):
         torch.Tensor
             ``(B, n_classes)``.
         """
-        inputs = self.normaliser(log_mel.float())
-        return self.backbone(inputs.contiguous(memory_format=torch.channels_last))
+        return self.backbone(self._inputs(log_mel))
+
+    def embed(self, log_mel: Tensor) -> Tensor:
+        """Return what the last layer sees: the pooled features of a clip.
+
+        Parameters
+        ----------
+        log_mel : torch.Tensor
+            float32 ``(B, 1, n_mels, n_frames)`` in dB.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(B, n_features)``; ``classify`` turns it into logits.
+        """
+        inputs = self._inputs(log_mel)
+        if isinstance(self.backbone, EfficientNet):
+            return self.backbone._avg_pooling(self.backbone.extract_features(inputs)).flatten(1)
+        for layer in tuple(self.backbone.children())[:-1]:
+            inputs = layer(inputs)
+        return inputs.flatten(1)
+
+    def classify(self, embeddings: Tensor) -> Tensor:
+        """Return the logits ``(B, n_classes)`` of embeddings ``(B, n_features)``."""
+        if isinstance(self.backbone, EfficientNet):
+            return self.backbone._fc(self.backbone._dropout(embeddings))
+        return self.backbone.fc(embeddings)  # type: ignore[operator]
+
+    def _inputs(self, log_mel: Tensor) -> Tensor:
+        return self.normaliser(log_mel.float()).contiguous(memory_format=torch.channels_last)
 
 
 def build_model(config: EfficientNetConfig, n_classes: int) -> SpectrogramClassifier:
@@ -119,8 +146,7 @@ def build_model(config: EfficientNetConfig, n_classes: int) -> SpectrogramClassi
 
 def build_legacy_resnet18(n_classes: int) -> SpectrogramClassifier:
     """Build NightScan 1's ResNet18: three channels, min-max input, front end ``LEGACY_FRONTEND``."""
-    backbone = resnet18(num_classes=n_classes)
-    return SpectrogramClassifier(LegacyNormaliser(), backbone)
+    return SpectrogramClassifier(LegacyNormaliser(), _resnet18(n_classes))
 
 
 def load_imagenet_weights(model: SpectrogramClassifier, weights: Mapping[str, Tensor], *, model_name: str) -> None:
@@ -171,8 +197,13 @@ def state_dict_problem(expected: Mapping[str, Tensor], given: Mapping[str, Tenso
     return f"{extra} is not part of it" if extra else None
 
 
+def _resnet18(n_classes: int = 1000) -> nn.Module:
+    from torchvision.models import resnet18  # torchvision takes a second that only ResNet18 is worth
+    return resnet18(num_classes=n_classes)
+
+
 def _one_channel_resnet18(config: EfficientNetConfig, n_classes: int) -> nn.Module:
-    backbone = resnet18()
+    backbone = _resnet18()
     backbone.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
     backbone.fc = _DropoutLinear(512, n_classes, config.dropout_rate)
     return backbone

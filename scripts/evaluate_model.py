@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.errors import ConfigError
-from utils import cli
+from utils.running import cli
 
 
 def build_parser() -> cli.CommandParser:
@@ -44,9 +44,9 @@ def run(flags: argparse.Namespace) -> int:
     if flags.audio_dir is not None:
         cli.existing_folder(flags.audio_dir, "--audio_dir")
     # late: these bring torch, which --help should not wait for
-    from utils.evaluation import EvaluationSettings, evaluate_models, legacy_class_names
-    from utils.inference import EfficientNetPredictor
-    from utils.manifest import read_manifest
+    from utils.evaluation.run import EvaluationSettings, evaluate_models, legacy_class_names
+    from utils.prediction.predictor import EfficientNetPredictor
+    from utils.storage.manifest import read_manifest
 
     manifest = read_manifest(flags.test_csv)
     settings = EvaluationSettings(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import cli
+from utils.running import cli
 
 
 def build_parser() -> cli.CommandParser:
@@ -25,7 +25,7 @@ def build_parser() -> cli.CommandParser:
 def run(flags: argparse.Namespace) -> int:
     """Write the data set and say how much."""
     # late: it brings SciPy and soundfile, which --help should not wait for
-    from utils.demo_data import write_demo_data
+    from utils.demo.recordings import write_demo_data
 
     paths = write_demo_data(flags.output_dir, n_recordings_per_class=flags.recordings_per_class,
                             random_state=flags.random_state)

@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.errors import ConfigError
-from utils import cli
+from utils.running import cli
 
 _FORMATS = ("json", "csv")
 
@@ -17,7 +17,7 @@ _FORMATS = ("json", "csv")
 def __getattr__(name: str):
     """Offer ``EfficientNetPredictor`` here, as NightScan's users import it, without loading torch for ``--help``."""
     if name == "EfficientNetPredictor":
-        from utils.inference import EfficientNetPredictor
+        from utils.prediction.predictor import EfficientNetPredictor
         return EfficientNetPredictor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -68,9 +68,9 @@ def run(flags: argparse.Namespace) -> int:
     if flags.output is None and flags.formats != ("json",):
         raise ConfigError(f"--formats {','.join(flags.formats)} needs --output: only JSON goes to stdout")
     # late: these bring torch, which --help should not wait for
-    from utils.inference import EfficientNetPredictor, PredictionSettings
-    from utils.parallel import default_workers
-    from utils.prediction import find_inputs, identify, predict_to_results, write_results
+    from utils.prediction.predictor import EfficientNetPredictor, PredictionSettings
+    from utils.running.parallel import default_workers
+    from utils.prediction.run import find_inputs, identify, predict_to_results, write_results
 
     settings = PredictionSettings(
         segment_mode=flags.segment_mode, segment_duration_ms=flags.segment_duration,

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.efficientnet_config import FrontendConfig
 from models.errors import ConfigError
-from utils import cli
+from utils.running import cli
 
 _FRONTEND_FLAGS = ("sample_rate", "n_fft", "hop_length", "n_mels", "f_min", "f_max")
 _RATIO_TOLERANCE = 1e-6  # .7 + .15 + .15 is not exactly 1 in binary
@@ -60,9 +60,10 @@ def run(flags: argparse.Namespace) -> int:
     """Check the flags, preprocess, say what came of it."""
     settings_checks(flags)
     # late: these bring NumPy, SciPy and torch, which --help should not wait for
-    from utils import parallel, sources
-    from utils.extraction import PreprocessSettings
-    from utils.preprocessing import preprocess
+    from utils.running import parallel
+    from utils.preparation import sources
+    from utils.preparation.extraction import PreprocessSettings
+    from utils.preparation.run import preprocess
 
     frontend = FrontendConfig(segment_duration_ms=flags.segment_duration,
                               **{name: getattr(flags, name) for name in _FRONTEND_FLAGS})

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.efficientnet_config import DEFAULT_PRESET, list_configs
 from models.errors import ConfigError
-from utils import cli
+from utils.running import cli
 
 
 def build_parser() -> cli.CommandParser:
@@ -42,11 +42,11 @@ def run(flags: argparse.Namespace) -> int:
     """Check the flags, train or cross-validate, say how it went."""
     check_flags(flags)
     # late: these bring torch, which --help should not wait for
-    from utils.config_files import read_config
+    from utils.storage.config_files import read_config
     from utils.cross_validation import cross_validate_manifests
-    from utils.distributed import join_processes, leave_processes
-    from utils.training import checkpoint_path, read_training_data, resume_config, train_model
-    from utils.training_utils import resolve_device, use_deterministic_algorithms
+    from utils.training.distributed import join_processes, leave_processes
+    from utils.training.run import checkpoint_path, read_training_data, resume_config, train_model
+    from utils.running.devices import resolve_device, use_deterministic_algorithms
 
     config = cli.config_from_flags(read_config(flags.config), vars(flags))
     processes, device = join_processes(resolve_device(flags.device))

@@ -10,10 +10,10 @@ import soundfile
 import torch
 
 from models.efficientnet_config import EfficientNetConfig, FrontendConfig
-from utils.extraction import PreprocessSettings, RecordingResult
-from utils.preprocessing import preprocess
-from utils.sources import sources_from_folders
-from utils.training import TrainingData, read_training_data, train_model
+from utils.preparation.extraction import PreprocessSettings, RecordingResult
+from utils.preparation.run import preprocess
+from utils.preparation.sources import sources_from_folders
+from utils.training.run import TrainingData, read_training_data, train_model
 
 PROJECT = Path(__file__).resolve().parents[1]
 DATA = PROJECT.parent / "shared" / "data"

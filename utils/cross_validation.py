@@ -14,17 +14,22 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
+from models import calibration
+from models.calibration import Calibration
 from models.efficientnet_config import DEFAULT_PRESET, EfficientNetConfig, get_config
 from models.errors import ConfigError
 from utils import metrics
-from utils.checkpoints import save_model
-from utils.dataset import ArrayDataset, SpectrogramDataset
-from utils.files import read_json, write_json
-from utils.journal import settings_key
-from utils.manifest import NOT_AUGMENTED, ClassList, Manifest, grouped_folds
-from utils.training import checkpoint_path, check_shape, make_model, with_frontend
+from utils.storage.checkpoints import save_model
+from utils.storage.spectrograms import ArrayDataset, SpectrogramDataset
+from utils.storage.files import read_json, write_json
+from utils.storage.journal import settings_key
+from models.classes import ClassList
+from utils.storage.manifest import NOT_AUGMENTED, Manifest
+from utils.storage.splits import grouped_folds
+from utils.training.run import checkpoint_path, check_shape, make_model, with_frontend
+from utils.running.devices import resolve_device
 from utils.training_utils import (LoopState, Trainer, count_steps, fit, make_stepper, mean_and_deviation,
-                                  predict_logits, resolve_batch_norm, resolve_device)
+                                  predict_logits, resolve_batch_norm)
 
 logger = logging.getLogger(__name__)
 
@@ -185,20 +190,20 @@ def _fold_trainer(train: Dataset, selection: Dataset, config: EfficientNetConfig
 def _run_fold(trainer: Trainer, held_out: Dataset, classes: ClassList, fold_dir: Path | None,
               identity: dict) -> dict:
     """Train one fold, score it on what it never saw, and write its folder."""
-    state, selected = LoopState(), {"temperature": 1.0}
+    state, selected = LoopState(), {"calibration": Calibration()}
 
     def after_epoch(_: LoopState, is_best: bool, logits: np.ndarray, labels: np.ndarray) -> None:
         if is_best:
-            selected["temperature"] = metrics.fit_temperature(logits, labels)
+            selected["calibration"] = calibration.fit(logits, labels)
 
     best_weights = fit(trainer, make_stepper(trainer), state, after_epoch=after_epoch)
     logits, labels = predict_logits(trainer.model, held_out, config=trainer.config, device=trainer.device,
                                     n_workers=trainer.n_workers)
-    probabilities = metrics.softmax(logits, temperature=selected["temperature"])
+    probabilities = selected["calibration"].probabilities(logits)
     scores = {"best_epoch": state.best_epoch, **metrics.evaluate(probabilities, labels, class_names=classes.names)}
     if fold_dir is not None:
         save_model(checkpoint_path(fold_dir, trainer.config.model_name, "best"), best_weights, config=trainer.config,
-                   classes=classes, temperature=selected["temperature"],
+                   classes=classes, calibration=selected["calibration"],
                    metadata={"epoch": state.best_epoch, "held_out_accuracy": scores["accuracy"]})
         pd.DataFrame(state.history).to_csv(fold_dir / "history.csv", index=False)
         write_json(fold_dir / "metrics.json", {"format_version": FORMAT_VERSION, "identity": identity,

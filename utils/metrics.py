@@ -8,15 +8,23 @@ Inside this module an undefined score is NaN; what leaves it as a result is ``No
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import optimize, special
 
 from models.errors import ConfigError
 
 N_CALIBRATION_BINS = 15  # Guo et al. 2017, section 5
-TEMPERATURE_RANGE = (0.05, 20.0)
 ROW_SUM_TOLERANCE = 1e-3  # a softmax in half precision is off by about this much
 
 Scores = dict[str, np.ndarray]
+
+# how a person calls the scores of ``evaluate``
+SCORE_TITLES = {
+    "accuracy": "Accuracy", "macro_f1": "F1, macro", "macro_precision": "Precision, macro",
+    "macro_recall": "Recall, macro", "weighted_f1": "F1, weighted", "weighted_precision": "Precision, weighted",
+    "weighted_recall": "Recall, weighted",
+    "macro_roc_auc": "ROC AUC, macro", "macro_average_precision": "Average precision, macro",
+    "log_loss": "Log loss (lower is better)", "brier_score": "Brier score (lower is better)",
+    "ece": "Calibration error (lower is better)",
+}
 
 
 def validate(probabilities: np.ndarray, labels: np.ndarray, *, class_names: Sequence[str]) -> None:
@@ -319,57 +327,6 @@ def reliability_curve(probabilities: np.ndarray, labels: np.ndarray, *, n_bins: 
     count = np.bincount(bins, minlength=n_bins)
     return (_ratio(np.bincount(bins, weights=confidence, minlength=n_bins), count, empty=np.nan),
             _ratio(np.bincount(bins, weights=correct, minlength=n_bins), count, empty=np.nan), count)
-
-
-def softmax(logits: np.ndarray, *, temperature: float) -> np.ndarray:
-    """Turn logits into probabilities, softened or sharpened by a temperature (Guo et al. 2017, equation 9).
-
-    Parameters
-    ----------
-    logits : np.ndarray, float, shape (..., n_classes)
-        Scores of the network.
-    temperature : float
-        Above 1 lowers the confidence, below 1 raises it.
-
-    Returns
-    -------
-    np.ndarray, float64, shape (..., n_classes), range 0..1
-        Sums to 1 over the last axis.
-
-    Raises
-    ------
-    ConfigError
-        If the temperature is not positive.
-    """
-    if not temperature > 0:
-        raise ConfigError(f"temperature must be positive, got {temperature}")
-    return special.softmax(_as_float(logits) / temperature, axis=-1)
-
-
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Find the temperature that minimises the log loss (Guo et al. 2017, section 4.2).
-
-    Parameters
-    ----------
-    logits : np.ndarray, float, shape (n, n_classes)
-        Scores of the network on data it was not trained on.
-    labels : np.ndarray, int, shape (n,)
-        True class of each row.
-
-    Returns
-    -------
-    float
-        Within ``TEMPERATURE_RANGE``; 1 where one row or one class has nothing to say about it.
-    """
-    if len(np.unique(labels)) < 2:
-        return 1.0
-    logits, rows = _as_float(logits), np.arange(len(labels))
-
-    def loss(log_temperature: float) -> float:
-        return -special.log_softmax(logits / np.exp(log_temperature), axis=1)[rows, labels].mean()
-
-    found = optimize.minimize_scalar(loss, bounds=np.log(TEMPERATURE_RANGE), method="bounded")
-    return float(np.exp(found.x))
 
 
 def _row_log_loss(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -22,8 +22,9 @@ from matplotlib.ticker import MaxNLocator
 
 from models.efficientnet_config import FrontendConfig
 from utils import metrics
-from utils.evaluation_page import SCORE_TITLES, number_text
-from utils.files import atomic_path
+from utils.metrics import SCORE_TITLES
+from utils.pages import number_text
+from utils.storage.files import atomic_path
 
 _STYLE = {"font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False,
           "axes.grid.axis": "both", "grid.color": "#dddddd", "axes.axisbelow": True, "legend.frameon": False,

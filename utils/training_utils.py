@@ -4,12 +4,10 @@ The loop is deterministic in what it draws: order, mixup and masks come from ``(
 PyTorch's generator reseeded each epoch. A run that was stopped and resumed at an epoch's end is the same run.
 """
 
-import contextlib
 import copy
 import dataclasses
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,78 +23,20 @@ from torch.utils.data import Dataset
 
 from models.data_augmentation import AudioAugmentationPipeline
 from models.efficientnet_config import EfficientNetConfig
-from models.errors import ConfigError
 from utils import metrics
-from utils.dataset import Batch, make_loader
-from utils.distributed import Processes
-from utils.progress import progress
+from utils.storage.spectrograms import Batch, make_loader
+from utils.training.distributed import Processes
+from utils.running.devices import autocast, autocast_dtype
+from utils.running.progress import progress
 
 logger = logging.getLogger(__name__)
 
-DEVICE_CHOICES = ("auto", "cpu", "cuda", "mps")
 _STEPS_TO_SETTLE = 10  # batch-norm statistics should follow the weights within about this many steps...
 _SLOWEST_MOMENTUM, _FASTEST_MOMENTUM = 0.01, 0.1  # ...between EfficientNet's setting and PyTorch's
 _STEPS_PER_LONG_EPOCH = 1000  # from here on EfficientNet's own momentum averages over a small part of an epoch
 _FINAL_LEARNING_RATE = 0.01  # of the peak, where the cosine ends
 _SGD_MOMENTUM = 0.9
 _VALIDATION_SCORES = ("val_loss", "val_accuracy", "val_macro_f1")
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device of a ``--device`` value: the only place that knows device names.
-
-    Parameters
-    ----------
-    name : str
-        ``auto`` (CUDA, then MPS, then CPU), ``cpu``, ``mps``, ``cuda`` or ``cuda:N``.
-
-    Raises
-    ------
-    ConfigError
-        If the device is not there; it never falls back in silence.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    kind, _, number = name.partition(":")
-    available = {"cpu": not number, "mps": torch.backends.mps.is_available() and not number,
-                 "cuda": not number or number.isdecimal() and int(number) < torch.cuda.device_count()}
-    if kind not in available:
-        raise ConfigError(f"--device must be one of {', '.join(DEVICE_CHOICES)} or cuda:N, got {name!r}")
-    if not available[kind] or kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"--device {name} is not available on this machine: use --device cpu or auto")
-    return torch.device(name)
-
-
-def use_deterministic_algorithms() -> None:
-    """Let PyTorch use only algorithms that give the same result every time."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until a device has done all it was given; a timer stopped before that measures nothing."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-def autocast_dtype(device: torch.device, *, mixed_precision: bool) -> torch.dtype | None:
-    """Return float16 on CUDA, bfloat16 on a CPU that computes it natively, None (float32) elsewhere."""
-    if not mixed_precision:
-        return None
-    if device.type == "cuda":
-        return torch.float16
-    # PyTorch offers no public question for this; without the instructions bfloat16 is slower than float32
-    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        return torch.bfloat16
-    return None
-
-
-def autocast(device: torch.device, dtype: torch.dtype | None):
-    """Return the context in which a network computes in ``dtype``; None changes nothing."""
-    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def resolve_batch_norm(config: EfficientNetConfig, *, steps_per_epoch: int) -> EfficientNetConfig:
@@ -332,7 +272,8 @@ def train_epoch(trainer: Trainer, stepper: Stepper, *, epoch: int) -> float:
     epoch_seed = int(np.random.default_rng([config.seed, epoch]).integers(2**31))
     torch.manual_seed(epoch_seed + processes.rank)  # dropout and stochastic depth draw from the global generator
     loader = make_loader(trainer.train, batch_size=config.batch_size, shuffle_seed=epoch_seed,
-                         n_workers=trainer.n_workers, pin_memory=device.type == "cuda", processes=processes)
+                         n_workers=trainer.n_workers, pin_memory=device.type == "cuda",
+                         rank=processes.rank, n_processes=processes.n_processes)
     augment = Augmenter(config, n_classes=trainer.n_classes, epoch=epoch)
     weight = None
     if config.class_weights == "balanced":

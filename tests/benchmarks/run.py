@@ -18,7 +18,7 @@ from torch import nn
 from models.audio_frontend import LogMelFrontend
 from models.efficientnet import build_model
 from models.efficientnet_config import EfficientNetConfig, FrontendConfig
-from utils.training_utils import autocast, autocast_dtype
+from utils.running.devices import autocast, autocast_dtype
 
 _RUNS = 7
 _CLIP = (1, 128, 216)  # one channel, mel bands, frames of 5 s

@@ -11,7 +11,7 @@ import soundfile as sf
 
 from scripts import evaluate_model, make_demo_data, predict_efficientnet, preprocess_enhanced, train_efficientnet
 from tests.conftest import PROJECT, TINY_CLASSES
-from utils.checkpoints import load_model
+from utils.storage.checkpoints import load_model
 
 COMMANDS = {"preprocess_enhanced": preprocess_enhanced, "train_efficientnet": train_efficientnet,
             "predict_efficientnet": predict_efficientnet, "evaluate_model": evaluate_model,
@@ -66,7 +66,7 @@ def test_runs_as_a_module_and_tells_its_version(name):
 
 
 def test_predictor_is_importable_from_the_script_and_rows_of_other_names_are_not():
-    from utils.inference import EfficientNetPredictor
+    from utils.prediction.predictor import EfficientNetPredictor
 
     assert predict_efficientnet.EfficientNetPredictor is EfficientNetPredictor
     with pytest.raises(AttributeError, match="has no attribute 'Predictor'"):
@@ -175,7 +175,7 @@ def test_torchrun_trains_one_model_on_two_processes(tmp_path, tiny_dataset):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("validation: accuracy") == 1  # the main process alone tells and writes
     assert len((tmp_path / "history.csv").read_text(encoding="utf-8").splitlines()) == 1 + 2
-    assert load_model(tmp_path / "efficientnet_best.pth").classes.names == TINY_CLASSES
+    assert load_model(tmp_path / "efficientnet_best.pth").description.classes.names == TINY_CLASSES
 
 
 def test_predict_without_a_model(tmp_path, capsys):
@@ -223,7 +223,7 @@ def test_interrupt_leaves_with_130(tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     write_tone(tmp_path / "in" / "a" / "x.wav")
-    monkeypatch.setattr("utils.preprocessing.preprocess", interrupt)
+    monkeypatch.setattr("utils.preparation.run.preprocess", interrupt)
     assert preprocess_enhanced.main(["--input_dir", str(tmp_path / "in"), "--output_dir", str(tmp_path / "o")]) == 130
     assert "interrupted" in capsys.readouterr().err
 

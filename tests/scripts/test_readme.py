@@ -12,7 +12,7 @@ import pytest
 import soundfile as sf
 
 from tests.conftest import PROJECT
-from utils.demo_data import write_demo_data
+from utils.demo.recordings import write_demo_data
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 # what makes the commands short: the last of two equal flags counts, so the rest of the line is as in the README

@@ -9,8 +9,8 @@ from torch import nn
 from models.errors import ConfigError, ManifestError
 from tests.conftest import TINY_CLASSES, tiny_config
 from utils import cross_validation as cv
-from utils.checkpoints import read_checkpoint
-from utils.manifest import read_manifest
+from utils.storage.checkpoints import read_checkpoint
+from utils.storage.manifest import read_manifest
 
 CPU = torch.device("cpu")
 ROUNDING = 1e-12  # float64 sums of a few scores

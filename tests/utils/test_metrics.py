@@ -9,7 +9,6 @@ from models.errors import ConfigError
 from utils import metrics
 
 EXACT = 1e-12  # the same formula in another order of additions
-TEMPERATURE_TOLERANCE = 0.1  # sampling error of 20 000 drawn labels
 CLASS_NAMES = ("bird", "mammal", "insect", "frog")
 
 
@@ -124,31 +123,6 @@ def test_calibration_by_hand():
     np.testing.assert_allclose(accuracy[[5, 8, 9]], [1.0, 0.5, 1.0])
     assert np.isnan(confidence[0]) and np.isnan(accuracy[0])
     assert metrics.expected_calibration_error(probabilities, labels, n_bins=10) == pytest.approx((0.4 + 2 * 0.4) / 4)
-
-
-def test_softmax_by_hand_with_temperature():
-    logits = np.array([[0.0, np.log(9.0)]])
-    np.testing.assert_allclose(metrics.softmax(logits, temperature=1.0), [[0.1, 0.9]])
-    np.testing.assert_allclose(metrics.softmax(logits, temperature=2.0), [[0.25, 0.75]])
-    with pytest.raises(ConfigError, match="temperature must be positive, got 0"):
-        metrics.softmax(logits, temperature=0)
-
-
-@pytest.mark.parametrize("temperature", [0.5, 3.0])
-def test_fit_temperature_recovers_the_one_the_labels_were_drawn_with(rng, temperature):
-    logits = rng.normal(scale=4.0, size=(20_000, 4))
-    cumulative = metrics.softmax(logits, temperature=temperature).cumsum(axis=1)
-    labels = (cumulative < rng.random((len(logits), 1))).sum(axis=1)
-    assert metrics.fit_temperature(logits, labels) == pytest.approx(temperature, rel=TEMPERATURE_TOLERANCE)
-
-
-def test_fit_temperature_never_leaves_its_range_and_gives_1_for_too_little_data():
-    sure = np.array([[50.0, 0.0], [0.0, 50.0]])
-    low, high = metrics.TEMPERATURE_RANGE
-    assert low <= metrics.fit_temperature(sure, np.array([0, 1])) < 1
-    assert 1 < metrics.fit_temperature(sure, np.array([1, 0])) <= high
-    assert metrics.fit_temperature(sure[:1], np.array([0])) == 1.0
-    assert metrics.fit_temperature(sure, np.array([0, 0])) == 1.0
 
 
 def test_evaluate_agrees_with_scikit_learn_and_is_json(drawn):

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from models.efficientnet_config import FrontendConfig
-from utils import intervals, metrics, reports
+from models.calibration import Calibration
+from utils import metrics, reports
+from utils.evaluation import intervals
 
 LEAST_PNG_BYTES = 5_000  # an empty white figure of these sizes is smaller
 LEAST_COLOURS = 20  # white, black, two curve colours and their blended edges
@@ -33,7 +35,7 @@ def frontend():
 def predict(rng):
     """Draw probabilities and the labels they lean towards; class 3 never occurs."""
     labels = rng.integers(0, 3, size=60)
-    return metrics.softmax(rng.normal(size=(60, 4)) + 2 * np.eye(4)[labels], temperature=1.0), labels
+    return Calibration().probabilities(rng.normal(size=(60, 4)) + 2 * np.eye(4)[labels]), labels
 
 
 def describe(name, probabilities, labels, *, latency):

@@ -11,11 +11,12 @@ from models.efficientnet_config import AugmentationConfig, EfficientNetConfig
 from models.errors import ConfigError
 from tests.conftest import tiny_config
 from utils import training_utils
-from utils.dataset import ArrayDataset, Batch
+from utils.storage.spectrograms import ArrayDataset, Batch
+from utils.running.devices import resolve_device, use_deterministic_algorithms
 from utils.training_utils import (Augmenter, LoopState, Stepper, Trainer, class_weights, count_steps, fit,
-                                  loop_state_from_dict, loop_state_to_dict, make_optimizer, make_schedule, make_stepper,
-                                  mean_and_deviation, predict_logits, resolve_batch_norm, resolve_device, train_epoch,
-                                  use_deterministic_algorithms, validation_scores)
+                                  loop_state_from_dict, loop_state_to_dict, make_optimizer, make_schedule,
+                                  make_stepper, mean_and_deviation, predict_logits, resolve_batch_norm, train_epoch,
+                                  validation_scores)
 
 CPU = torch.device("cpu")
 ROUNDING = 1e-6  # float32 sums of a few dozen terms, added in another order

@@ -1,0 +1,242 @@
+import base64
+import json
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torchvision.models import resnet18
+
+from models.efficientnet import LEGACY_FRONTEND, LEGACY_RESNET_NAME
+from models.errors import CheckpointError, ManifestError
+from tests.conftest import TINY_CLASSES
+from utils.evaluation import run as evaluation
+from utils.evaluation.run import EvaluationSettings, evaluate_models, legacy_class_names, model_probabilities
+from utils.prediction.predictor import EfficientNetPredictor
+from utils.storage.manifest import read_manifest
+
+ROUNDING = 1e-9  # float64 arithmetic in another order
+PRINTED = 1e-5  # scores of predictions.csv have six decimals
+ALPHABETICAL = ("amphibian_call", "bird_song", "insect_sound", "mammal_call")
+LEGACY_LOGIT = 5.0
+
+
+def settings(output_dir, *, audio_dir=None):
+    return EvaluationSettings(output_dir=output_dir, audio_dir=audio_dir, n_bootstrap=50, confidence=0.95,
+                              n_workers=0, latency_runs=2, seed=3)
+
+
+def efficientnet(tiny_model):
+    return tiny_model.best, EfficientNetPredictor(tiny_model.best, device="cpu", batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def legacy_file(tmp_path_factory):
+    """NightScan 1's file: a bare state dict of torchvision's resnet18; this one always says its output 0."""
+    torch.manual_seed(1)
+    model = resnet18(num_classes=4)
+    with torch.no_grad():
+        model.fc.weight.zero_()
+        model.fc.bias.copy_(torch.tensor([LEGACY_LOGIT, 0.0, 0.0, 0.0]))
+    path = tmp_path_factory.mktemp("legacy") / "resnet18.pth"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def legacy(legacy_file, manifest):
+    return legacy_file, EfficientNetPredictor(legacy_file, device="cpu", batch_size=4,
+                                              class_names=legacy_class_names(manifest))
+
+
+@pytest.fixture(scope="module")
+def manifest(tiny_dataset):
+    return read_manifest(tiny_dataset.output_dir / "test.csv")
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_model, legacy_file, manifest, tmp_path_factory):
+    """Both models, evaluated once; folder and returned content."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    predictors = {"EfficientNet": efficientnet(tiny_model), "ResNet18": legacy(legacy_file, manifest)}
+    return folder, evaluate_models(predictors, manifest, settings(folder))
+
+
+@pytest.fixture
+def moved(tiny_dataset, tmp_path):
+    """The preprocessed folder at a place from which its recordings are not found."""
+    return shutil.copytree(tiny_dataset.output_dir, tmp_path / "elsewhere" / "dataset")
+
+
+@pytest.fixture
+def no_page(monkeypatch):
+    """Leave out pictures and page, which take most of an evaluation of this size."""
+    monkeypatch.setattr(evaluation, "_write_page", lambda settings, content, results, labels: None)
+
+
+# scores
+
+def test_scores_are_those_of_the_predictions_file(evaluated):
+    folder, _ = evaluated
+    content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    table = pd.read_csv(folder / "predictions.csv")
+    assert [model["name"] for model in content["models"]] == ["EfficientNet", "ResNet18"]
+    for model in content["models"]:
+        rows, scores = table[table["model"] == model["name"]], model["metrics"]
+        right = rows["true_class"] == rows["top_class"]
+        assert scores["accuracy"] == pytest.approx(right.mean(), abs=ROUNDING)
+        f1 = []
+        for index, name in enumerate(TINY_CLASSES):
+            truth, guess = rows["true_class"] == name, rows["top_class"] == name
+            assert scores["confusion_matrix"][index] == [int((truth & (rows["top_class"] == other)).sum())
+                                                         for other in TINY_CLASSES]
+            f1.append(2 * (truth & guess).sum() / (truth.sum() + guess.sum()))
+        assert scores["macro_f1"] == pytest.approx(np.mean(f1), abs=ROUNDING)
+        given = rows[[f"score_{name}" for name in TINY_CLASSES]].to_numpy()
+        wanted = np.array([[name == truth for name in TINY_CLASSES] for truth in rows["true_class"]])
+        assert scores["brier_score"] == pytest.approx(((given - wanted) ** 2).sum(axis=1).mean(), abs=PRINTED)
+
+
+def test_the_predictions_file_has_a_row_for_each_segment_and_model(evaluated, manifest):
+    table = pd.read_csv(evaluated[0] / "predictions.csv")
+    assert len(table) == 2 * len(manifest.rows)
+    for _, rows in table.groupby("model"):
+        assert rows["path"].tolist() == manifest.rows["path"].tolist()
+        assert rows["true_class"].tolist() == manifest.rows["class_name"].tolist()
+    scores = table[[f"score_{name}" for name in TINY_CLASSES]]
+    np.testing.assert_allclose(scores.sum(axis=1), 1.0, atol=1e-5)
+    tops = scores.to_numpy().argmax(axis=1)
+    assert table["top_class"].tolist() == [TINY_CLASSES[top] for top in tops]
+
+
+def test_the_contract_of_metrics_json(evaluated, manifest, tiny_model):
+    content = json.loads((evaluated[0] / "metrics.json").read_text(encoding="utf-8"))
+    assert content["format_version"] == 1 and content["class_names"] == list(TINY_CLASSES)
+    assert content["n_segments"] == len(manifest.rows)
+    assert content["n_recordings"] == manifest.rows["recording_id"].nunique()
+    first, second = content["models"]
+    assert (first["model_name"], second["model_name"]) == ("efficientnet-b0", LEGACY_RESNET_NAME)
+    assert first["file_megabytes"] == pytest.approx(tiny_model.best.stat().st_size / 1e6, abs=0.01)
+    for model in content["models"]:
+        assert {"median_ms", "p95_ms", "clips_per_second"} <= set(model["latency"])
+        low, high = model["intervals"]["accuracy"]
+        assert 0 <= low <= model["metrics"]["accuracy"] <= high <= 1
+    assert json.loads(json.dumps(evaluated[1])) == content
+
+
+def test_two_models_are_compared(evaluated):
+    comparison = evaluated[1]["comparison"]
+    assert comparison["verdict"] in ("better", "worse", "no significant difference")
+    first, second = (model["metrics"]["accuracy"] for model in evaluated[1]["models"])
+    assert comparison["differences"]["accuracy"]["difference"] == pytest.approx(first - second, abs=ROUNDING)
+    table = pd.read_csv(evaluated[0] / "predictions.csv")
+    right = {name: (rows["true_class"] == rows["top_class"]).to_numpy() for name, rows in table.groupby("model")}
+    assert comparison["mcnemar"]["only_a_correct"] == (right["EfficientNet"] & ~right["ResNet18"]).sum()
+    assert comparison["mcnemar"]["only_b_correct"] == (right["ResNet18"] & ~right["EfficientNet"]).sum()
+
+
+def test_one_model_stands_alone(tiny_model, manifest, tmp_path):
+    content = evaluate_models({"EfficientNet": efficientnet(tiny_model)}, manifest, settings(tmp_path))
+    assert content["comparison"] is None and len(content["models"]) == 1
+    assert (tmp_path / "report.html").exists() and len(pd.read_csv(tmp_path / "predictions.csv")) == len(manifest.rows)
+
+
+def test_the_page_needs_nothing_beside_it(evaluated):
+    page = (evaluated[0] / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "<link" not in page
+    sources = re.findall(r'src="([^"]*)"', page)
+    assert len(sources) == 9  # four pictures a model and the comparison
+    for source in sources:
+        kind, _, data = source.partition(",")
+        assert kind == "data:image/png;base64" and base64.b64decode(data).startswith(b"\x89PNG")
+    assert not re.findall(r'href="http|url\(', page)
+
+
+# two front ends
+
+def test_stored_spectrograms_serve_the_model_whose_front_end_made_them(tiny_model, manifest, monkeypatch):
+    _, predictor = efficientnet(tiny_model)
+    monkeypatch.setattr(predictor, "span_probabilities", lambda path, spans: pytest.fail("read audio"))
+    rows = np.arange(len(manifest.rows))[::-1]
+    log_mels = np.stack([np.load(manifest.spectrogram_path(row)) for row in rows])
+    np.testing.assert_array_equal(model_probabilities(predictor, manifest, rows, audio_dir=None),
+                                  predictor.probabilities(log_mels))
+
+
+def test_another_front_end_hears_the_audio_itself(legacy_file, manifest, monkeypatch):
+    _, predictor = legacy(legacy_file, manifest)
+    shapes, usual = [], predictor.probabilities
+    monkeypatch.setattr(predictor, "probabilities", lambda log_mels: (shapes.append(log_mels.shape),
+                                                                      usual(log_mels))[1])
+    model_probabilities(predictor, manifest, np.arange(2), audio_dir=None)
+    assert {shape[1:] for shape in shapes} == {(LEGACY_FRONTEND.n_mels, LEGACY_FRONTEND.n_frames)}
+
+
+def test_alphabetical_outputs_find_their_class(legacy_file, manifest):
+    path, predictor = legacy(legacy_file, manifest)
+    assert predictor.model.classes.names == ALPHABETICAL == legacy_class_names(manifest)
+    probabilities = model_probabilities(predictor, manifest, np.arange(3), audio_dir=None)
+    # output 0 is amphibian_call, which is the manifest's last class
+    chosen, others = np.exp(LEGACY_LOGIT), 1.0
+    np.testing.assert_allclose(probabilities, np.array([[others, others, others, chosen]] * 3) / (chosen + 3 * others),
+                               rtol=1e-6)  # logits are float32
+
+
+def test_segments_of_one_recording_keep_their_places(tiny_model, tiny_dataset, manifest):
+    """From audio, rows are gathered by recording: each result must go back to its own row."""
+    _, predictor = efficientnet(tiny_model)
+    stored = model_probabilities(predictor, manifest, np.arange(len(manifest.rows)), audio_dir=None)
+    shuffled = np.random.default_rng(0).permutation(len(manifest.rows))
+    unknown_frontend = type(manifest)(manifest.path, manifest.rows, manifest.classes, None, manifest.dataset)
+    from_audio = model_probabilities(predictor, unknown_frontend, shuffled, audio_dir=tiny_dataset.audio_dir)
+    np.testing.assert_allclose(from_audio, stored[shuffled], rtol=0, atol=1e-5)
+
+
+def test_missing_recordings_name_the_flag(legacy_file, moved, tmp_path, tiny_dataset):
+    manifest = read_manifest(moved / "test.csv")
+    predictors = {"ResNet18": legacy(legacy_file, manifest)}
+    with pytest.raises(ManifestError, match=r"\.wav does not exist.*--audio_dir"):
+        evaluate_models(predictors, manifest, settings(tmp_path / "out"))
+    _, predictor = predictors["ResNet18"]
+    found = model_probabilities(predictor, manifest, np.arange(1), audio_dir=tiny_dataset.audio_dir)
+    assert found.shape == (1, 4)
+
+
+def test_a_manifest_that_does_not_know_its_recordings_names_the_flag(legacy_file, moved, tmp_path):
+    (moved / "dataset.json").unlink()
+    manifest = read_manifest(moved / "test.csv", class_names=TINY_CLASSES)
+    with pytest.raises(ManifestError, match="does not tell where its recordings are.*--audio_dir"):
+        evaluate_models({"ResNet18": legacy(legacy_file, manifest)}, manifest, settings(tmp_path / "out"))
+
+
+# what is counted
+
+def test_other_classes_are_refused(tiny_model, moved, tmp_path):
+    info = json.loads((moved / "dataset.json").read_text(encoding="utf-8"))
+    info["class_names"] = ["owl", *info["class_names"][1:]]
+    (moved / "dataset.json").write_text(json.dumps(info), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="the model knows the classes bird_song.* has owl"):
+        evaluate_models({"EfficientNet": efficientnet(tiny_model)}, read_manifest(moved / "test.csv"),
+                        settings(tmp_path / "out"))
+
+
+def test_augmented_copies_are_left_out(tiny_model, moved, manifest, tmp_path, no_page):
+    rows = pd.read_csv(moved / "test.csv")
+    pd.concat([rows.assign(augmentation="aug01"), rows]).to_csv(moved / "test.csv", index=False)
+    content = evaluate_models({"EfficientNet": efficientnet(tiny_model)}, read_manifest(moved / "test.csv"),
+                              settings(tmp_path / "out"))
+    assert content["n_segments"] == len(rows)
+    alone = model_probabilities(efficientnet(tiny_model)[1], manifest, np.arange(len(rows)), audio_dir=None)
+    assert content["models"][0]["metrics"]["accuracy"] == \
+        pytest.approx((alone.argmax(axis=1) == manifest.labels()).mean(), abs=ROUNDING)
+
+
+def test_recordings_that_were_learnt_from_are_counted(tiny_model, tiny_dataset, evaluated, tmp_path, caplog, no_page):
+    val = read_manifest(tiny_dataset.output_dir / "val.csv")
+    content = evaluate_models({"EfficientNet": efficientnet(tiny_model)}, val, settings(tmp_path))
+    n_recordings = val.rows["recording_id"].nunique()
+    assert content["models"][0]["recordings_seen_in_training"] == n_recordings
+    assert f"{n_recordings} test recordings were used to train" in caplog.text
+    # the test side shares none, and NightScan 1's file keeps no list
+    assert [model["recordings_seen_in_training"] for model in evaluated[1]["models"]] == [0, None]

@@ -1,0 +1,348 @@
+import json
+import shutil
+from urllib.error import URLError
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from efficientnet_pytorch import EfficientNet
+from torch import nn
+
+from models.audio_frontend import frontend_fingerprint
+from models.efficientnet import build_model
+from models.errors import CheckpointError, ConfigError, ManifestError
+from tests.conftest import TINY_CLASSES, TINY_FRONTEND, tiny_config
+from utils import training_utils
+from utils.storage import checkpoints
+from utils.training import run as training
+from utils.storage.checkpoints import load_model, read_checkpoint
+from utils.storage.config_files import read_config
+from utils.storage.spectrograms import SpectrogramDataset
+from utils.storage.names import recording_hash
+from utils.training.run import (check_shape, checkpoint_path, make_model, read_training_data, resume_config,
+                                train_model, with_frontend)
+from utils.training_utils import predict_logits
+
+CPU = torch.device("cpu")
+PICTURES = ("history.png", "confusion_matrix.png", "roc_curves.png", "precision_recall_curves.png", "reliability.png")
+
+
+class SmallNetwork(nn.Module):
+    """Stands for a backbone where a test is about the run, not the network; it has batch norm and dropout."""
+
+    def __init__(self, n_classes):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+                                    nn.Dropout(0.5), nn.Linear(4 * 8 * 8, n_classes))
+
+    def forward(self, log_mel):
+        return self.layers(log_mel / 20.0)
+
+
+@pytest.fixture
+def small_network(monkeypatch):
+    """Build small networks and draw no pictures: a training run then takes a fraction of a second."""
+    def build(config, n_classes):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(config.seed)
+            return SmallNetwork(n_classes)
+
+    monkeypatch.setattr(training, "build_model", build)
+    monkeypatch.setattr(checkpoints, "build_model", build)
+    for name in ("plot_history", "plot_confusion_matrix", "plot_roc_curves", "plot_precision_recall_curves",
+                 "plot_reliability"):
+        monkeypatch.setattr(training.reports, name, lambda *arguments, **named: None)
+
+
+@pytest.fixture
+def dataset_copy(tiny_dataset, tmp_path):
+    """The preprocessed folder, free to be spoilt."""
+    return shutil.copytree(tiny_dataset.output_dir, tmp_path / "dataset")
+
+
+def read_data(folder, *, allow_leakage=False):
+    return read_training_data(folder / "train.csv", folder / "val.csv", allow_leakage=allow_leakage)
+
+
+def train(data, config, model_dir, *, resume_from=None, weights_file=None):
+    return train_model(data, config, model_dir=model_dir, device=CPU, n_workers=0, resume_from=resume_from,
+                       weights_file=weights_file)
+
+
+def leak(folder):
+    """Put one training recording into the validation manifest as well."""
+    train_rows, val_rows = pd.read_csv(folder / "train.csv"), pd.read_csv(folder / "val.csv")
+    pd.concat([val_rows, train_rows.iloc[:1]]).to_csv(folder / "val.csv", index=False)
+    return train_rows["recording_id"].iloc[0]
+
+
+def edit_frontend(folder, **changes):
+    path = folder / "dataset.json"
+    info = json.loads(path.read_text(encoding="utf-8"))
+    frontend = TINY_FRONTEND.replace(**changes)
+    info.update(frontend=frontend.to_dict(), fingerprint=frontend_fingerprint(frontend))
+    path.write_text(json.dumps(info), encoding="utf-8")
+
+
+# the model folder
+
+def test_the_folder_holds_what_the_contract_lists(tiny_model):
+    names = {path.name for path in tiny_model.model_dir.iterdir()}
+    assert names == {"efficientnet_best.pth", "efficientnet_last.pth", "config.json", "history.csv", "metrics.json",
+                     *PICTURES}
+    for name in PICTURES:
+        assert (tiny_model.model_dir / name).read_bytes().startswith(b"\x89PNG")
+    assert tiny_model.best.stat().st_size < 50e6
+
+
+def test_config_json_is_the_resolved_config(tiny_model):
+    assert read_config(tiny_model.model_dir / "config.json") == tiny_model.config.replace(frontend=TINY_FRONTEND)
+
+
+def test_history_has_a_row_an_epoch_and_agrees_with_the_scores(tiny_model):
+    history = pd.read_csv(tiny_model.model_dir / "history.csv")
+    assert list(history.columns) == ["epoch", "train_loss", "val_loss", "val_accuracy", "val_macro_f1",
+                                     "learning_rate", "seconds"]
+    assert history["epoch"].tolist() == list(range(1, tiny_model.config.epochs + 1))
+    scores = json.loads((tiny_model.model_dir / "metrics.json").read_text(encoding="utf-8"))
+    assert scores["split"] == "validation" and scores["epochs"] == len(history)
+    assert scores["best_epoch"] == history["val_macro_f1"].idxmax() + 1
+    best = history.iloc[scores["best_epoch"] - 1]
+    assert scores["accuracy"] == pytest.approx(best["val_accuracy"])
+    assert scores["macro_f1"] == pytest.approx(best["val_macro_f1"])
+    assert scores["accuracy"] == tiny_model.scores["accuracy"]
+
+
+def test_scores_belong_to_the_deployed_checkpoint(tiny_model, tiny_dataset):
+    trained = load_model(tiny_model.best)
+    val = SpectrogramDataset(tiny_dataset.training_data().val)
+    logits, labels = predict_logits(trained.network, val, config=trained.description.config, device=CPU, n_workers=0)
+    assert tiny_model.scores["accuracy"] == pytest.approx((logits.argmax(axis=1) == labels).mean())
+
+
+def test_the_network_learns_the_tiny_classes(tiny_model):
+    assert tiny_model.scores["accuracy"] > 0.5  # chance is a quarter
+
+
+def test_the_checkpoint_is_self_contained(tiny_model, tiny_dataset):
+    content, trained = read_checkpoint(tiny_model.best), load_model(tiny_model.best)
+    assert trained.description.classes.names == TINY_CLASSES
+    assert trained.description.frontend == TINY_FRONTEND
+    assert content["thresholds"] == {"bird_song": 0.70, "mammal_call": 0.75, "insect_sound": 0.65,
+                                     "amphibian_call": 0.70}
+    assert content["metadata"]["allowed_leakage"] == [] and "training" not in content
+    data = tiny_dataset.training_data()
+    ids = set(data.train.recording_ids()) | set(data.val.recording_ids())
+    assert content["metadata"]["recordings"] == sorted(map(recording_hash, ids))
+    assert "training" in read_checkpoint(tiny_model.model_dir / "efficientnet_last.pth")
+
+
+def test_batch_norm_settings_are_kept_with_the_weights(tiny_dataset, tmp_path, small_network):
+    train(tiny_dataset.training_data(), tiny_config(epochs=1, batch_norm_momentum=None), tmp_path)
+    # a handful of steps an epoch: the fastest momentum
+    assert read_checkpoint(tmp_path / "efficientnet_best.pth")["config"]["batch_norm_momentum"] == 0.1
+    assert read_config(tmp_path / "config.json").batch_norm_momentum == 0.1
+
+
+def test_a_loaded_model_has_the_batch_norms_it_was_trained_with(tiny_model):
+    norms = [m for m in load_model(tiny_model.best).network.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms and {(m.momentum, m.eps) for m in norms} == {(tiny_model.config.batch_norm_momentum, 1e-5)}
+
+
+@pytest.mark.parametrize("name, kind, expected", [("efficientnet-b3", "best", "efficientnet_best.pth"),
+                                                  ("resnet18", "last", "resnet18_last.pth")])
+def test_checkpoint_names(tmp_path, name, kind, expected):
+    assert checkpoint_path(tmp_path, name, kind) == tmp_path / expected
+
+
+# what is refused
+
+def test_a_recording_on_both_sides_is_refused(dataset_copy):
+    shared = leak(dataset_copy)
+    with pytest.raises(ManifestError, match=rf"share 1 recordings \({shared}\).*--allow_leakage"):
+        read_data(dataset_copy)
+
+
+def test_allowed_leakage_stands_in_the_checkpoint(dataset_copy, tmp_path, small_network):
+    shared = leak(dataset_copy)
+    data = read_data(dataset_copy, allow_leakage=True)
+    train(data, tiny_config(epochs=1), tmp_path / "model")
+    assert load_model(tmp_path / "model" / "efficientnet_best.pth").description.metadata["allowed_leakage"] == [shared]
+    scores = json.loads((tmp_path / "model" / "metrics.json").read_text(encoding="utf-8"))
+    assert scores["allowed_leakage"] == [shared]
+
+
+def test_different_front_ends_are_refused_by_the_field_that_differs(dataset_copy, tmp_path):
+    other = shutil.copytree(dataset_copy, tmp_path / "other")
+    edit_frontend(other, f_min=100.0)
+    with pytest.raises(ManifestError, match=r"different front ends: f_min 50\.0 and 100\.0; preprocess both"):
+        read_training_data(dataset_copy / "train.csv", other / "val.csv", allow_leakage=False)
+
+
+def test_one_class_is_refused(dataset_copy):
+    rows = pd.read_csv(dataset_copy / "train.csv")
+    rows[rows["label"] == 2].to_csv(dataset_copy / "train.csv", index=False)
+    with pytest.raises(ManifestError, match="train.csv holds only one class"):
+        read_data(dataset_copy)
+
+
+def test_a_missing_spectrogram_is_named(dataset_copy, tmp_path, small_network):
+    lost = pd.read_csv(dataset_copy / "train.csv")["path"].iloc[3]
+    (dataset_copy / lost).unlink()
+    with pytest.raises(ManifestError, match=f"{lost.split('/')[-1]} cannot be read.*preprocess_enhanced.py"):
+        train(read_data(dataset_copy), tiny_config(epochs=1), tmp_path / "model")
+
+
+@pytest.mark.parametrize("spoilt, reason", [
+    (np.full((32, 32), np.nan, dtype=np.float32), "must hold finite float"),
+    (np.zeros((32, 31), dtype=np.float32), "has shape"),
+    (np.zeros((32, 32), dtype=np.int16), "must hold finite float"),
+])
+def test_a_spoilt_spectrogram_is_named(dataset_copy, tmp_path, small_network, spoilt, reason):
+    path = pd.read_csv(dataset_copy / "train.csv")["path"].iloc[5]
+    np.save(dataset_copy / path, spoilt)
+    with pytest.raises(ManifestError, match=f"{path.split('/')[-1]}.*{reason}"):
+        train(read_data(dataset_copy), tiny_config(epochs=1), tmp_path / "model")
+
+
+def test_spectrograms_of_another_front_end_are_refused(dataset_copy):
+    edit_frontend(dataset_copy, n_mels=40)
+    data = read_data(dataset_copy)
+    config = with_frontend(tiny_config(), data.train)
+    with pytest.raises(ManifestError, match=r"have shape \(32, 32\), the front end makes \(40, 32\)"):
+        check_shape(SpectrogramDataset(data.train), config, data.train.path)
+
+
+# pretrained weights
+
+def test_unreachable_imagenet_weights_name_the_way_out(monkeypatch):
+    def unreachable(url, **options):
+        raise URLError("no network")
+
+    monkeypatch.setattr(checkpoints, "load_state_dict_from_url", unreachable)
+    with pytest.raises(ConfigError, match="efficientnet-b0 could not be downloaded.*no network.*--pretrained_weights"):
+        make_model(tiny_config(pretrained=True), 4, weights_file=None)
+
+
+def test_pretrained_weights_come_from_a_local_file(tmp_path):
+    library = EfficientNet.from_name("efficientnet-b0")
+    torch.save(library.state_dict(), tmp_path / "imagenet.pth")
+    model = make_model(tiny_config(pretrained=True), 4, weights_file=tmp_path / "imagenet.pth")
+    own, given = model.backbone.state_dict(), library.state_dict()
+    torch.testing.assert_close(own["_conv_stem.weight"], given["_conv_stem.weight"].sum(dim=1, keepdim=True))
+    assert torch.equal(own["_conv_head.weight"], given["_conv_head.weight"])
+    assert own["_fc.weight"].shape == (4, 1280)
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    torch.save(EfficientNet.from_name("efficientnet-b0").state_dict(), tmp_path / "b0.pth")
+    with pytest.raises(CheckpointError, match="the pretrained weights are not those of resnet18"):
+        make_model(tiny_config(model_name="resnet18", pretrained=True), 4, weights_file=tmp_path / "b0.pth")
+
+
+# going on
+
+def interrupt_epoch(monkeypatch, epoch):
+    """Stop a run, as Ctrl-C does, when an epoch begins."""
+    usual = training_utils.train_epoch
+
+    def train_epoch(trainer, stepper, *, epoch):
+        if epoch == stop_at:
+            raise KeyboardInterrupt
+        return usual(trainer, stepper, epoch=epoch)
+
+    stop_at = epoch
+    monkeypatch.setattr(training_utils, "train_epoch", train_epoch)
+
+
+def assert_same_run(first, second):
+    one, two = read_checkpoint(first / "efficientnet_last.pth"), read_checkpoint(second / "efficientnet_last.pth")
+    assert one["weights"].keys() == two["weights"].keys()
+    for name, value in one["weights"].items():
+        assert torch.equal(value, two["weights"][name]), name
+    assert one["training"]["schedule"] == two["training"]["schedule"]
+    histories = [pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in (first, second)]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+    best = [read_checkpoint(folder / "efficientnet_best.pth")["weights"] for folder in (first, second)]
+    assert all(torch.equal(value, best[1][name]) for name, value in best[0].items())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_resumed_run_is_the_same_run(tiny_dataset, tmp_path, monkeypatch, small_network, optimizer):
+    data = tiny_dataset.training_data()
+    config = tiny_config(epochs=4, optimizer=optimizer, use_augmentation=True, warmup_epochs=1, accumulation_steps=2,
+                         batch_size=4)
+    straight = train(data, config, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        interrupt_epoch(patch, 3)
+        with pytest.raises(KeyboardInterrupt, match="^$"):
+            train(data, config, tmp_path / "stopped")
+    assert len(pd.read_csv(tmp_path / "stopped" / "history.csv")) == 2
+    last = tmp_path / "stopped" / "efficientnet_last.pth"
+    resumed = train(data, resume_config(last, None, []), tmp_path / "stopped", resume_from=last)
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+    assert resumed == straight
+
+
+def test_a_resumed_efficientnet_is_the_same_network(tiny_dataset, tmp_path, monkeypatch):
+    """Stochastic depth and dropout draw while training: they too must go on as they would have."""
+    data = tiny_dataset.training_data()
+    config = tiny_config(epochs=2, batch_size=16, dropout_rate=0.3, drop_connect_rate=0.2)
+    for name in ("plot_history", "plot_confusion_matrix", "plot_roc_curves", "plot_precision_recall_curves",
+                 "plot_reliability"):
+        monkeypatch.setattr(training.reports, name, lambda *arguments, **named: None)
+    train(data, config, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        interrupt_epoch(patch, 2)
+        with pytest.raises(KeyboardInterrupt, match="^$"):
+            train(data, config, tmp_path / "stopped")
+    last = tmp_path / "stopped" / "efficientnet_last.pth"
+    train(data, resume_config(last, None, []), tmp_path / "stopped", resume_from=last)
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_the_same_seed_trains_the_same_model(tiny_dataset, tmp_path, small_network):
+    data, config = tiny_dataset.training_data(), tiny_config(epochs=2, use_augmentation=True)
+    for name in ("first", "second"):
+        train(data, config, tmp_path / name)
+    assert_same_run(tmp_path / "first", tmp_path / "second")
+
+
+def test_a_finished_run_can_be_prolonged_but_not_changed(tiny_dataset, tmp_path, small_network):
+    data, config = tiny_dataset.training_data(), tiny_config(epochs=2)
+    train(data, config, tmp_path)
+    last = tmp_path / "efficientnet_last.pth"
+    asked = config.replace(epochs=3, learning_rate=0.5)
+    with pytest.raises(ConfigError, match=r"--learning_rate 0\.5 differs from 0\.001 in .*efficientnet_last\.pth"):
+        resume_config(last, asked, ["epochs", "learning_rate"])
+    with pytest.raises(ConfigError, match="--mixup_alpha 0.7 differs from 0.2"):
+        resume_config(last, config.replace(augmentation=config.augmentation.replace(mixup_alpha=0.7)), ["mixup_alpha"])
+    resumed = resume_config(last, asked, ["epochs"])
+    assert (resumed.epochs, resumed.learning_rate) == (3, 0.001)
+    train(data, resumed, tmp_path, resume_from=last)
+    assert pd.read_csv(tmp_path / "history.csv")["epoch"].tolist() == [1, 2, 3]
+
+
+def test_a_deployed_checkpoint_cannot_be_resumed(tiny_model, tiny_dataset, tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds no training state to resume: give a \*_last\.pth"):
+        train(tiny_dataset.training_data(), tiny_model.config, tmp_path, resume_from=tiny_model.best)
+
+
+def test_resuming_on_other_classes_is_refused(tiny_model, dataset_copy, tmp_path):
+    path = dataset_copy / "dataset.json"
+    info = json.loads(path.read_text(encoding="utf-8"))
+    info["class_names"] = ["owl", *info["class_names"][1:]]
+    path.write_text(json.dumps(info), encoding="utf-8")
+    for side in ("train", "val"):
+        rows = pd.read_csv(dataset_copy / f"{side}.csv").replace({"class_name": {"bird_song": "owl"}})
+        rows.to_csv(dataset_copy / f"{side}.csv", index=False)
+    with pytest.raises(CheckpointError, match="was trained on the classes bird_song.*the manifests have owl"):
+        train(read_data(dataset_copy), tiny_model.config, tmp_path,
+              resume_from=tiny_model.model_dir / "efficientnet_last.pth")
+
+
+def test_building_leaves_the_global_generator_alone():
+    before = torch.random.get_rng_state()
+    build_model(tiny_config(model_name="resnet18"), 2)
+    assert torch.equal(torch.random.get_rng_state(), before)

@@ -1,0 +1,1 @@
+"""Sound from disk: decoding, recorders."""

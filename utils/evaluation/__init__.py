@@ -1,0 +1,1 @@
+"""Models and a test manifest to a report."""

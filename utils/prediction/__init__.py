@@ -1,0 +1,1 @@
+"""A checkpoint and audio to results."""

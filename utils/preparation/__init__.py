@@ -1,0 +1,1 @@
+"""Recordings and labels to spectrograms and manifests."""

@@ -1,0 +1,1 @@
+"""What every command needs: flags, progress, devices, worker processes."""

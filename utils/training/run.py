@@ -1,0 +1,307 @@
+"""One training run: manifests in, a model folder out."""
+
+import logging
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from models import calibration
+from models.calibration import Calibration
+from models.efficientnet import SpectrogramClassifier, build_model, load_imagenet_weights
+from models.efficientnet_config import RESNET_NAME, EfficientNetConfig
+from models.errors import CheckpointError, ConfigError, ManifestError
+from utils import metrics, reports
+from utils.storage.checkpoints import (check_format, imagenet_weights, load_model, load_weights, read_checkpoint,
+                                       save_model)
+from utils.storage.config_files import write_config
+from utils.storage.spectrograms import SpectrogramDataset
+from utils.training.distributed import Processes
+from utils.storage.files import atomic_path, write_json
+from models.classes import ClassList
+from utils.storage.manifest import Manifest, check_no_shared_recording, read_manifest
+from utils.storage.names import recording_hash
+from utils.training_utils import (LoopState, Stepper, Trainer, count_steps, fit, loop_state_from_dict,
+                                  loop_state_to_dict, make_stepper, predict_logits, resolve_batch_norm)
+
+logger = logging.getLogger(__name__)
+
+_LISTED_RECORDINGS = 3  # how many shared recordings an error names
+# what may change when a run is resumed: the rest would make it another run
+_RESUMABLE = ("epochs", "patience")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """Checked manifests of one run.
+
+    Parameters
+    ----------
+    train, val : Manifest
+        Same front end and classes.
+    shared_recordings : list of str
+        Recordings on both sides; not empty only when leakage was allowed.
+    """
+
+    train: Manifest
+    val: Manifest
+    shared_recordings: list[str]
+
+    @property
+    def classes(self) -> ClassList:
+        """Class order."""
+        return self.train.classes
+
+    def recording_hashes(self) -> list[str]:
+        """Return what evaluation recognises these recordings by, sorted."""
+        return sorted({recording_hash(recording_id) for manifest in (self.train, self.val)
+                       for recording_id in manifest.recording_ids()})
+
+
+def read_training_data(train_csv: Path, val_csv: Path, *, allow_leakage: bool) -> TrainingData:
+    """Read and check the manifests of a training run.
+
+    Raises
+    ------
+    ManifestError
+        If front ends or classes differ, a recording is on both sides, or there is only one class.
+    """
+    train = read_manifest(train_csv)
+    val = read_manifest(val_csv, class_names=train.classes.names)
+    if train.frontend != val.frontend:
+        raise ManifestError(f"{train_csv} and {val_csv} were made by different front ends: {_difference(train, val)};"
+                            f" preprocess both with the same settings")
+    if train.classes != val.classes:
+        raise ManifestError(f"{train_csv} has the classes {', '.join(train.classes.names)}, {val_csv} has"
+                            f" {', '.join(val.classes.names)}: preprocess both together")
+    n_present = len(set(train.labels()))
+    if n_present < 2:
+        raise ManifestError(f"{train_csv} holds only one class: a classifier needs at least two")
+    shared = check_no_shared_recording(train, val)
+    if shared and not allow_leakage:
+        listed = ", ".join(shared[:_LISTED_RECORDINGS])
+        raise ManifestError(f"{train_csv} and {val_csv} share {len(shared)} recordings ({listed}): validation would"
+                            f" be on what was learnt; split by recording, or pass --allow_leakage")
+    return TrainingData(train=train, val=val, shared_recordings=shared)
+
+
+def _difference(train: Manifest, val: Manifest) -> str:
+    first = train.frontend.to_dict() if train.frontend else {}
+    second = val.frontend.to_dict() if val.frontend else {}
+    names = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    return ", ".join(f"{name} {first.get(name)} and {second.get(name)}" for name in names)
+
+
+def with_frontend(config: EfficientNetConfig, manifest: Manifest) -> EfficientNetConfig:
+    """Return the config with the front end that made the spectrograms."""
+    if manifest.frontend is None:
+        logger.warning("%s has no dataset.json beside it: its spectrograms are taken to be made by the front end of"
+                       " the config", manifest.path)
+        return config
+    return config.replace(frontend=manifest.frontend)
+
+
+def check_shape(dataset: SpectrogramDataset, config: EfficientNetConfig, path: Path) -> None:
+    """Raise ManifestError when the spectrograms are not what the front end makes."""
+    expected = (config.frontend.n_mels, config.frontend.n_frames)
+    if dataset.shape != expected:
+        raise ManifestError(f"the spectrograms of {path} have shape {dataset.shape}, the front end makes {expected}:"
+                            f" run preprocess_enhanced.py again or correct the config's frontend")
+
+
+def make_model(config: EfficientNetConfig, n_classes: int, *, weights_file: Path | None) -> SpectrogramClassifier:
+    """Build the network of a config, with ImageNet weights when it asks for them."""
+    model = build_model(config, n_classes)
+    if config.pretrained:
+        load_imagenet_weights(model, imagenet_weights(config.model_name, weights_file), model_name=config.model_name)
+    return model
+
+
+class ModelFolder:
+    """Where a run's files stand, and how they are written.
+
+    Parameters
+    ----------
+    path : Path
+        The ``model_dir``.
+    config : EfficientNetConfig
+        Resolved config of the run.
+    data : TrainingData
+        What it learns.
+    """
+
+    def __init__(self, path: Path, config: EfficientNetConfig, data: TrainingData) -> None:
+        self.path = path
+        self.config = config
+        self.data = data
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint to deploy."""
+        return checkpoint_path(self.path, self.config.model_name, "best")
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume."""
+        return checkpoint_path(self.path, self.config.model_name, "last")
+
+    def save_epoch(self, model: torch.nn.Module, stepper: Stepper, state: LoopState, is_best: bool,
+                   logits: np.ndarray, labels: np.ndarray) -> None:
+        """Write ``_last.pth``, ``history.csv`` and, after the best epoch so far, ``_best.pth``."""
+        if is_best:
+            self._save(self.best, model, state, calibration.fit(logits, labels))
+        self._save(self.last, model, state, Calibration(),
+                   training={**stepper.state_dict(), "loop": loop_state_to_dict(state)})
+        self._write_history(state)
+
+    def finish(self, model: torch.nn.Module, state: LoopState, logits: np.ndarray, labels: np.ndarray,
+               calibrated: Calibration) -> dict:
+        """Write the scores and pictures of the best epoch; return the scores."""
+        names = self.data.classes.names
+        probabilities = calibrated.probabilities(logits)
+        scores = metrics.evaluate(probabilities, labels, class_names=names)
+        write_json(self.path / "metrics.json", {
+            "format_version": 1, "split": "validation", "best_epoch": state.best_epoch, "epochs": state.epoch,
+            **calibrated.to_dict(), "allowed_leakage": self.data.shared_recordings,
+            "environment": {"torch": str(torch.__version__), "python": platform.python_version()}, **scores})
+        title = f"{self.config.model_name}, validation"
+        reports.plot_history(self.path / "history.png", pd.DataFrame(state.history), best_epoch=state.best_epoch)
+        reports.plot_confusion_matrix(self.path / "confusion_matrix.png", np.array(scores["confusion_matrix"]),
+                                      class_names=names, title=title)
+        reports.plot_roc_curves(self.path / "roc_curves.png", probabilities, labels, class_names=names)
+        reports.plot_precision_recall_curves(self.path / "precision_recall_curves.png", probabilities, labels,
+                                             class_names=names)
+        reports.plot_reliability(self.path / "reliability.png", probabilities, labels)
+        return scores
+
+    def _save(self, path: Path, model: torch.nn.Module, state: LoopState, calibrated: Calibration, *,
+              training: Mapping | None = None) -> None:
+        metadata = {"epoch": state.epoch, "best_epoch": state.best_epoch, "validation": state.history[-1],
+                    "allowed_leakage": list(self.data.shared_recordings), "torch": str(torch.__version__),
+                    "recordings": self.data.recording_hashes()}
+        save_model(path, model.state_dict(), config=self.config, classes=self.data.classes, calibration=calibrated,
+                   metadata=metadata, training=training)
+
+    def _write_history(self, state: LoopState) -> None:
+        with atomic_path(self.path / "history.csv") as temporary:
+            pd.DataFrame(state.history).to_csv(temporary, index=False, lineterminator="\n")
+
+
+def checkpoint_path(model_dir: Path, model_name: str, kind: str) -> Path:
+    """Return ``efficientnet_<kind>.pth`` or ``resnet18_<kind>.pth`` in a model folder."""
+    stem = RESNET_NAME if model_name == RESNET_NAME else "efficientnet"
+    return model_dir / f"{stem}_{kind}.pth"
+
+
+def train_model(data: TrainingData, config: EfficientNetConfig, *, model_dir: Path, device: torch.device,
+                n_workers: int, weights_file: Path | None = None, resume_from: Path | None = None,
+                processes: Processes = Processes()) -> dict:
+    """Train one model and write its folder.
+
+    Parameters
+    ----------
+    data : TrainingData
+        From ``read_training_data``.
+    config : EfficientNetConfig
+        The experiment; on resume, that of ``resume_config``.
+    model_dir : Path
+        Where everything goes.
+    device : torch.device
+        From ``resolve_device``.
+    n_workers : int
+        Loading processes.
+    weights_file : Path, optional
+        Local ImageNet weights.
+    resume_from : Path, optional
+        A ``_last.pth`` to go on from.
+    processes : Processes
+        Training processes that share the work.
+
+    Returns
+    -------
+    dict
+        Validation scores of the best epoch; empty but on the main process.
+    """
+    train, val = SpectrogramDataset(data.train), SpectrogramDataset(data.val)
+    config = resolve_batch_norm(with_frontend(config, data.train),
+                                steps_per_epoch=count_steps(len(train), config, processes))
+    check_shape(train, config, data.train.path)
+    check_shape(val, config, data.val.path)
+    folder = ModelFolder(model_dir, config, data)
+    if resume_from is None:
+        model, training = make_model(config, len(data.classes), weights_file=weights_file), None
+    else:
+        # the checkpoint brings the weights, ImageNet's are not needed again
+        model = build_model(config, len(data.classes))
+        training = read_training_state(resume_from, data.classes)
+        load_weights(model, training["weights"], resume_from)
+    model.to(device)
+    trainer = Trainer(model, config, train, val, len(data.classes), device, n_workers, processes)
+    stepper, state = make_stepper(trainer), LoopState()
+    if training is not None:
+        stepper.load_state_dict(training["training"])
+        state = loop_state_from_dict(training["training"]["loop"])
+    if processes.is_main:
+        write_config(model_dir / "config.json", config)
+    logger.info("training %s on %s: %d clips, %d steps an epoch", config.model_name, device, len(train),
+                trainer.steps_per_epoch)
+    fit(trainer, stepper, state,
+        after_epoch=lambda *outcome: folder.save_epoch(model, stepper, *outcome))
+    if not processes.is_main:
+        return {}
+    best = load_model(folder.best)
+    logits, labels = predict_logits(best.network.to(device), val, config=config, device=device, n_workers=n_workers)
+    return folder.finish(best.network, state, logits, labels, best.description.calibration)
+
+
+def read_training_state(path: Path, classes: ClassList) -> dict:
+    """Return the content of a ``_last.pth``.
+
+    Raises
+    ------
+    CheckpointError
+        If it holds no training state, or other classes.
+    """
+    content = read_checkpoint(path)
+    check_format(path, content)
+    if "training" not in content:
+        raise CheckpointError(f"{path} holds no training state to resume: give a *_last.pth")
+    if tuple(content.get("class_names", ())) != classes.names:
+        raise CheckpointError(f"{path} was trained on the classes {', '.join(content.get('class_names', ()))}, the"
+                              f" manifests have {', '.join(classes.names)}")
+    return content
+
+
+def resume_config(path: Path, asked: EfficientNetConfig | None, given: Sequence[str]) -> EfficientNetConfig:
+    """Return the config to resume with: the checkpoint's, with what may change taken from the flags.
+
+    Parameters
+    ----------
+    path : Path
+        A ``_last.pth``.
+    asked : EfficientNetConfig or None
+        Config with the flags applied, when flags were given.
+    given : sequence of str
+        Names of the settings given as flags.
+
+    Raises
+    ------
+    ConfigError
+        If a flag would change the run.
+    """
+    content = read_checkpoint(path)
+    check_format(path, content)
+    saved = EfficientNetConfig.from_dict(content["config"])
+    if asked is None:
+        return saved
+    for name in given:
+        value = getattr(asked, name, None) if hasattr(asked, name) else getattr(asked.augmentation, name)
+        before = getattr(saved, name, None) if hasattr(saved, name) else getattr(saved.augmentation, name)
+        if name not in _RESUMABLE and value != before:
+            raise ConfigError(f"--{name} {value} differs from {before} in {path}: a resumed run keeps its settings"
+                              f" (only {', '.join(_RESUMABLE)} may change); leave it out or train anew")
+    return saved.replace(**{name: getattr(asked, name) for name in given if name in _RESUMABLE})
