@@ -1,17 +1,26 @@
-# make demo   environment, dependencies, the four commands on a synthesised data set (DATA=folder: on your own)
+# make demo   environment, dependencies, the four commands on a synthesised data set (DATA=folder: on your own; remove
+#             demo/ before another data set: its models would go on with the one they began with)
 # make test   environment, dependencies, lint, test suite
 # make lint   flake8 (with docstring checks) and mypy
 # make bench  speed as ratios against plain baselines
 # make clean  remove the environment and the demo
+# On Windows run it from Git Bash, whose commands the recipes use.
 
-PYTHON ?= python3
 VENV ?= .venv
+ifeq ($(OS),Windows_NT)
+PYTHON ?= python
+RUN = $(VENV)/Scripts/python.exe
+else
+PYTHON ?= python3
 RUN = $(VENV)/bin/python
+endif
 DATA ?= demo/recordings
 DEMO_TRAINING = --epochs 12 --batch_size 32 --warmup_epochs 1 --train_csv demo/dataset/train.csv \
 	--val_csv demo/dataset/val.csv
+# training refuses a folder that holds a run unless it may go on with it
+resume = $(if $(wildcard $(1)/*_last.pth),--resume)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint flake8 mypy bench clean
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,9 +37,9 @@ demo/recordings: | $(VENV)/installed
 demo: $(VENV)/installed $(if $(filter demo/recordings,$(DATA)),demo/recordings)
 	$(RUN) scripts/preprocess_enhanced.py --input_dir "$(DATA)" --output_dir demo/dataset --segment_duration 4000
 	$(RUN) scripts/train_efficientnet.py --config efficientnet_b0_fast --model_dir demo/model $(DEMO_TRAINING) \
-		--learning_rate 3e-3 --drop_connect_rate 0
+		--learning_rate 3e-3 --drop_connect_rate 0 $(call resume,demo/model)
 	$(RUN) scripts/train_efficientnet.py --config resnet18_baseline --model_dir demo/baseline $(DEMO_TRAINING) \
-		--learning_rate 1e-3
+		--learning_rate 1e-3 $(call resume,demo/baseline)
 	$(RUN) scripts/predict_efficientnet.py --model_path demo/model/efficientnet_best.pth --input "$(DATA)" \
 		--segment_mode --output demo/results.json --formats json,csv
 	$(RUN) scripts/evaluate_model.py --test_csv demo/dataset/test.csv --output_dir demo/report \
@@ -40,9 +49,10 @@ demo: $(VENV)/installed $(if $(filter demo/recordings,$(DATA)),demo/recordings)
 	@echo "Pictures: demo/dataset/overview.png, demo/model/*.png, demo/report/*.png"
 	@echo "Results:  demo/results.json, demo/results.csv"
 
-lint: $(VENV)/installed-dev
-	$(RUN) -m flake8
-	$(RUN) -m mypy
+lint: flake8 mypy
+
+flake8 mypy: $(VENV)/installed-dev
+	$(RUN) -m $@
 
 # a process per core, each with one thread: threads of several processes would wait for each other
 test: lint

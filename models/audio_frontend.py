@@ -4,6 +4,7 @@ A clip goes through five steps: fit to length, frame, Hann window and Fourier tr
 decibels. Each clip is treated alone, so its result never depends on what else is in a batch.
 """
 
+import functools
 import hashlib
 import json
 import warnings
@@ -27,11 +28,12 @@ def frontend_fingerprint(config: FrontendConfig) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def segment_starts(n_samples: int, *, segment_samples: int, hop_samples: int) -> list[int]:
-    """Place windows over a recording so that every sample lies in one.
+def segment_starts(n_samples: int, *, segment_samples: int, hop_samples: int, least_new_samples: int) -> list[int]:
+    """Place windows over a recording: the one rule for preparation and prediction.
 
-    Windows start every ``hop_samples``; the last one is moved back to end with the recording, so that
-    it holds real sound rather than padding. A recording shorter than a window gets one window at 0.
+    Windows start every ``hop_samples``; the last one is moved back to end with the recording, so that it holds real
+    sound rather than padding. It is left out where it would add less than ``least_new_samples`` to the one before,
+    for that would count the end of the recording twice. A recording shorter than a window gets one window at 0.
 
     Parameters
     ----------
@@ -41,6 +43,8 @@ def segment_starts(n_samples: int, *, segment_samples: int, hop_samples: int) ->
         Length of a window.
     hop_samples : int
         Distance between windows, 1..segment_samples.
+    least_new_samples : int
+        What a last window must add, see ``FrontendConfig.least_new_samples``.
 
     Returns
     -------
@@ -48,7 +52,10 @@ def segment_starts(n_samples: int, *, segment_samples: int, hop_samples: int) ->
         First sample of each window, ascending.
     """
     last = max(0, n_samples - segment_samples)
-    return [*range(0, last, hop_samples), last]
+    regular = list(range(0, last, hop_samples))
+    if regular and last - regular[-1] < min(least_new_samples, hop_samples):
+        return regular
+    return [*regular, last]
 
 
 class LogMelFrontend:
@@ -130,3 +137,9 @@ class LogMelFrontend:
             mel[:, first:first + len(block)] = self._filters @ power.T
         log_mel = 10.0 * np.log10(np.maximum(mel, _SMALLEST_POWER))
         return np.maximum(log_mel, log_mel.max() - np.float32(config.top_db))
+
+
+@functools.lru_cache(maxsize=2)
+def cached_frontend(config: FrontendConfig) -> LogMelFrontend:
+    """Return the front end of a config, built once a process."""
+    return LogMelFrontend(config)

@@ -1,6 +1,6 @@
 """The classes a network tells apart: their order, and what a row of probabilities is decided to mean."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from models.efficientnet_config import DEFAULT_CLASS_NAMES
@@ -41,3 +41,49 @@ class ClassList:
         if name not in self.names:
             raise ManifestError(f"unknown class {name!r}: the classes are {', '.join(self.names)}")
         return self.names.index(name)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a row of probabilities is taken to mean.
+
+    Parameters
+    ----------
+    predicted_class : str
+        The top class where it reaches its threshold, else the reject class.
+    confidence : float
+        Probability of ``predicted_class``, 0..1; 0 where that is no class of the model.
+    above_threshold : bool
+        Whether the top class reached its threshold.
+    top_class, top_confidence : str, float
+        What the network ranked first, whatever the thresholds.
+    """
+
+    predicted_class: str
+    confidence: float
+    above_threshold: bool
+    top_class: str
+    top_confidence: float
+
+
+@dataclass(frozen=True)
+class DecisionRules:
+    """When a class is reported.
+
+    Parameters
+    ----------
+    thresholds : Mapping
+        Probability each class must reach, 0..1, by name.
+    reject_class : str
+        Reported where none does.
+    """
+
+    thresholds: Mapping[str, float]
+    reject_class: str
+
+    def decide(self, probabilities: Mapping[str, float]) -> Decision:
+        """Decide on the probabilities of all classes, by name; of equal ones the first is on top."""
+        top = max(probabilities, key=lambda name: probabilities[name])
+        above = probabilities[top] >= self.thresholds[top]
+        predicted = top if above else self.reject_class
+        return Decision(predicted, probabilities.get(predicted, 0.0), above, top, probabilities[top])

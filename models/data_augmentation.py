@@ -61,7 +61,7 @@ def pitch_shift(waveform: np.ndarray, *, n_semitones: float, sample_rate: int) -
 
 
 def add_noise(waveform: np.ndarray, *, snr_db: float, rng: np.random.Generator) -> np.ndarray:
-    """Add white Gaussian noise, scaled so that this very clip has the signal-to-noise ratio asked for.
+    """Add white Gaussian noise, scaled so that this very waveform has the signal-to-noise ratio asked for.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def change_gain(waveform: np.ndarray, *, gain_db: float) -> np.ndarray:
     """Change the level without clipping.
 
     The result may exceed 1. That is fine here: the waveform stays in float32 and goes to a log-mel whose
-    dynamic range hangs from the clip's own maximum, where a gain is a constant offset. Clipping would add
+    dynamic range hangs from the window's own maximum, where a gain is a constant offset. Clipping would add
     harmonics that the animal never sang.
 
     Parameters
@@ -121,7 +121,7 @@ class WaveformParameters:
 def draw_waveform_parameters(config: AugmentationConfig, *, rng: np.random.Generator) -> WaveformParameters:
     """Draw which enabled waveform transforms to apply and how strongly.
 
-    Each is taken with ``APPLY_PROBABILITY``; at least one is, as an unchanged copy would only weigh a clip double.
+    Each is taken with ``APPLY_PROBABILITY``; at least one is, as an unchanged copy would only weigh a window double.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def apply_waveform_parameters(waveform: np.ndarray, parameters: WaveformParamete
 
 @dataclass(frozen=True, kw_only=True)
 class SpecAugment:
-    """Hide random bands and times of a spectrogram behind the clip's own mean.
+    """Hide random bands and times of a spectrogram behind its own mean.
 
     Park et al. (2019), "SpecAugment: A Simple Data Augmentation Method for Automatic Speech Recognition",
     Interspeech, section 2, without the time warp.
@@ -211,7 +211,7 @@ class SpecAugment:
         Parameters
         ----------
         log_mel : torch.Tensor
-            Floating point ``(..., n_mels, n_frames)``. Clips of a batch share their masks; each has its own fill.
+            Floating point ``(..., n_mels, n_frames)``. Windows of a batch share their masks; each has its own fill.
         rng : np.random.Generator
             Source of the masks; the state of torch's own generators is left as it was.
 
@@ -234,7 +234,7 @@ class SpecAugment:
 
 
 def shift_time(log_mel: torch.Tensor, *, n_frames: int) -> torch.Tensor:
-    """Rotate a clip in time; what leaves at the end returns at the start.
+    """Rotate a spectrogram in time; what leaves at the end returns at the start.
 
     Parameters
     ----------
@@ -253,7 +253,7 @@ def shift_time(log_mel: torch.Tensor, *, n_frames: int) -> torch.Tensor:
 
 def mixup(inputs: torch.Tensor, targets: torch.Tensor, *, alpha: float,
           rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Blend each clip, and its label, with another one of the batch.
+    """Blend each window, and its label, with another one of the batch.
 
     Zhang et al. (2018), "mixup: Beyond Empirical Risk Minimization", ICLR, section 2: one weight
     ``lam ~ Beta(alpha, alpha)`` and one permutation per batch.
@@ -328,7 +328,7 @@ class AudioAugmentationPipeline:
     @classmethod
     def from_config(cls, config: AugmentationConfig) -> "AudioAugmentationPipeline":
         """Return the pipeline of a configuration, with the ranges that the constructor leaves at their default."""
-        pipeline = cls()
+        pipeline = cls.__new__(cls)  # a pipeline is its configuration, which the constructor would build from flags
         pipeline.config = config
         return pipeline
 
@@ -353,7 +353,7 @@ class AudioAugmentationPipeline:
         return apply_waveform_parameters(waveform, parameters, sample_rate=sample_rate, rng=rng)
 
     def augment_log_mel(self, log_mel: torch.Tensor, *, rng: np.random.Generator) -> torch.Tensor:
-        """Rotate a clip in time, then mask it.
+        """Rotate a spectrogram in time, then mask it.
 
         Parameters
         ----------
@@ -377,7 +377,7 @@ class AudioAugmentationPipeline:
 
     def mix(self, inputs: torch.Tensor, targets: torch.Tensor, *,
             rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Blend the clips of a batch with ``mixup``; both are returned as given where that is off.
+        """Blend the windows of a batch with ``mixup``; both are returned as given where that is off.
 
         Parameters
         ----------

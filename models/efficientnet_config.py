@@ -22,6 +22,7 @@ DEFAULT_THRESHOLDS = types.MappingProxyType({
     "bird_song": 0.70, "mammal_call": 0.75, "insect_sound": 0.65,
     "amphibian_call": 0.70, "environmental_sound": 0.80, "unknown_species": 0.50,
 })
+LEAST_NEW_SECONDS = 0.1  # a last window that adds less is the one before once more
 FALLBACK_THRESHOLD = 0.50  # for classes that DEFAULT_THRESHOLDS does not name
 REJECT_CLASS = "unknown_species"
 
@@ -46,6 +47,8 @@ class _Settings:
         if problems:
             raise ConfigError("; ".join(problems))
         for name, expected in typing.get_type_hints(type(self)).items():
+            if isinstance(getattr(self, name), Mapping):  # a copy of one's own: no two configs share it
+                object.__setattr__(self, name, dict(getattr(self, name)))
             if expected is float:  # 50 and 50.0 are one setting: they must be written, and so fingerprinted, alike
                 object.__setattr__(self, name, float(getattr(self, name)))
 
@@ -194,8 +197,13 @@ class FrontendConfig(_Settings):
 
     @property
     def n_frames(self) -> int:
-        """Spectrogram columns of one window."""
-        return 1 + self.segment_samples // self.hop_length
+        """Spectrogram columns of one window: frames that fit into it padded by half an ``n_fft`` on both sides."""
+        return 1 + (self.segment_samples + 2 * (self.n_fft // 2) - self.n_fft) // self.hop_length
+
+    @property
+    def least_new_samples(self) -> int:
+        """Samples that a last window must add to the one before to be worth having."""
+        return round(self.sample_rate * LEAST_NEW_SECONDS)
 
 
 @dataclass(frozen=True, kw_only=True)

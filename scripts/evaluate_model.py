@@ -18,7 +18,7 @@ def build_parser() -> cli.CommandParser:
     parser.add_argument("--output_dir", type=Path, required=True, help="where report.html and the rest go")
     parser.add_argument("--efficientnet_model", type=Path, help="efficientnet_best.pth")
     parser.add_argument("--resnet18_model", type=Path, help="resnet18_best.pth, or NightScan 1's state dict")
-    parser.add_argument("--class_names", type=lambda text: tuple(part.strip() for part in text.split(",")),
+    parser.add_argument("--class_names", type=cli.comma_list,
                         help="outputs of a NightScan 1 ResNet18, in order, with commas (default: the manifest's"
                         " classes in alphabetical order)")
     parser.add_argument("--audio_dir", type=Path, help="folder of the recordings, for a model with another front end"
@@ -56,13 +56,12 @@ def run(flags: argparse.Namespace) -> int:
     predictors = {name: (path, EfficientNetPredictor(path, device=flags.device, batch_size=flags.batch_size,
                                                      class_names=class_names))
                   for name, path in models.items()}
-    content = evaluate_models(predictors, manifest, settings)
-    for model in content["models"]:
-        scores = model["metrics"]
-        print(f"{model['name']} ({model['model_name']}): accuracy {scores['accuracy']:.3f}, macro F1"
-              f" {scores['macro_f1']:.3f}, {model['latency']['median_ms']:.1f} ms a window")
-    if content["comparison"]:
-        print(f"EfficientNet against ResNet18: {content['comparison']['verdict']}")
+    evaluation = evaluate_models(predictors, manifest, settings)
+    for model in evaluation.models:
+        print(f"{model.name} ({model.description.model_name}): accuracy {model.metrics['accuracy']:.3f}, macro F1"
+              f" {model.metrics['macro_f1']:.3f}, {model.latency.median_ms:.1f} ms a window")
+    if evaluation.comparison:
+        print(f"EfficientNet against ResNet18: {evaluation.comparison.verdict}")
     print(f"report: {flags.output_dir / 'report.html'}")
     return cli.EXIT_DONE
 

@@ -2,7 +2,6 @@
 """Classify files, folders and long recordings with a trained model."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models.errors import ConfigError
 from utils.running import cli
 
-_FORMATS = ("json", "csv")
+_FORMATS = ("json", "csv")  # of utils.prediction.outputs, which --help should not wait for
 
 
 def __getattr__(name: str):
@@ -31,7 +30,8 @@ def build_parser() -> cli.CommandParser:
     parser.add_argument("--formats", type=_formats, default="json", help="json, csv, or both with a comma")
     parser.add_argument("--config_path", type=Path,
                         help="JSON config whose thresholds and reject_class replace the model's")
-    parser.add_argument("--class_names", type=_names, help="outputs of a NightScan 1 ResNet18, in order, with commas")
+    parser.add_argument("--class_names", type=cli.comma_list,
+                        help="outputs of a NightScan 1 ResNet18, in order, with commas")
     parser.add_argument("--batch_size", type=cli.positive_int, default=32, help="windows per pass")
     parser.add_argument("--return_all_scores", action="store_true", help="add the probability of every class")
     parser.add_argument("--top_k", type=cli.non_negative_int, default=0, help="add the K best classes; 0 is off")
@@ -44,23 +44,20 @@ def build_parser() -> cli.CommandParser:
     segments.add_argument("--segment_duration", type=cli.positive_int,
                           help="length of a segment in ms (default: the model's window)")
     segments.add_argument("--segment_overlap", type=cli.non_negative_int, default=0, help="overlap in ms")
-    parser.add_argument("--workers", type=cli.positive_int, help="decoding threads (default: CPU cores, at most 4)")
+    parser.add_argument("--workers", type=cli.positive_int, help="decoding processes (default: CPU cores, at most 4)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    cli.add_silence_flag(parser)
     parser.add_argument("--overwrite", action="store_true", help="start anew instead of continuing a stopped run")
     parser.add_argument("--strict", action="store_true", help="fail when any input fails")
     return parser
 
 
 def _formats(text: str) -> tuple[str, ...]:
-    formats = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    formats = cli.comma_list(text)
     for name in formats:
         if name not in _FORMATS:
             raise argparse.ArgumentTypeError(f"must be of {', '.join(_FORMATS)}, got {name!r}")
     return formats
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -68,9 +65,10 @@ def run(flags: argparse.Namespace) -> int:
     if flags.output is None and flags.formats != ("json",):
         raise ConfigError(f"--formats {','.join(flags.formats)} needs --output: only JSON goes to stdout")
     # late: these bring torch, which --help should not wait for
-    from utils.prediction.predictor import EfficientNetPredictor, PredictionSettings
-    from utils.running.parallel import default_workers
-    from utils.prediction.run import find_inputs, identify, predict_to_results, write_results
+    from utils.prediction.predictor import EfficientNetPredictor
+    from utils.prediction.records import PredictionSettings
+    from utils.prediction.run import find_inputs, predict_to_files, predict_to_results
+    from utils.running.parallel import LocalProcesses, default_workers
 
     settings = PredictionSettings(
         segment_mode=flags.segment_mode, segment_duration_ms=flags.segment_duration,
@@ -78,16 +76,17 @@ def run(flags: argparse.Namespace) -> int:
         min_confidence=flags.min_confidence, return_all_scores=flags.return_all_scores, top_k=flags.top_k)
     predictor = EfficientNetPredictor(
         flags.model_path, flags.config_path, device=flags.device, batch_size=flags.batch_size,
-        n_workers=flags.workers or min(4, default_workers()), class_names=flags.class_names, settings=settings)
+        class_names=flags.class_names, settings=settings,
+        executor=LocalProcesses(flags.workers or min(4, default_workers()), silence_seconds=flags.silence_limit))
     paths = find_inputs(flags.input)
-    results = predict_to_results(predictor, paths, run=identify(flags.model_path, flags.config_path),
-                                 output=flags.output, overwrite=flags.overwrite)
-    summary = results["summary"]
     if flags.output is None:
-        json.dump(results, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
-        print()
+        results = predict_to_results(predictor, paths)
+        cli.print_json(results)
     else:
-        written = write_results(results, flags.output, flags.formats)
+        results, written = predict_to_files(predictor, paths, config_path=flags.config_path, output=flags.output,
+                                            formats=flags.formats, overwrite=flags.overwrite)
+    summary = results["summary"]
+    if flags.output is not None:
         print(f"{summary['ok']} of {summary['files']} files predicted: {', '.join(map(str, written))}")
     if summary["ok"] == 0 or flags.strict and summary["failed"]:
         return cli.EXIT_NOTHING_USABLE

@@ -16,7 +16,8 @@ from utils.running import cli
 
 def build_parser() -> cli.CommandParser:
     """Return the parser of this command."""
-    parser = cli.CommandParser(__doc__)
+    parser = cli.CommandParser(__doc__, go_on="the same command with --resume goes on from the last finished epoch, in"
+                                              " a cross-validation from the last finished fold")
     parser.add_argument("--train_csv", type=Path, required=True, help="manifest to learn from")
     parser.add_argument("--val_csv", type=Path, required=True, help="manifest that chooses the best epoch")
     parser.add_argument("--model_dir", type=Path, required=True, help="where checkpoints, scores and pictures go")

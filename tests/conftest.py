@@ -10,9 +10,10 @@ import soundfile
 import torch
 
 from models.efficientnet_config import EfficientNetConfig, FrontendConfig
-from utils.preparation.extraction import PreprocessSettings, RecordingResult
+from utils.preparation.extraction import ExtractedRecording, PreprocessSettings
 from utils.preparation.run import preprocess
 from utils.preparation.sources import sources_from_folders
+from utils.running.parallel import ThisProcess
 from utils.training.run import TrainingData, read_training_data, train_model
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -31,7 +32,7 @@ class TinyDataset(NamedTuple):
 
     audio_dir: Path
     output_dir: Path
-    results: Sequence[RecordingResult]
+    results: Sequence[ExtractedRecording]
 
     def training_data(self) -> TrainingData:
         return read_training_data(self.output_dir / "train.csv", self.output_dir / "val.csv", allow_leakage=False)
@@ -105,7 +106,8 @@ def tiny_dataset(tmp_path_factory) -> TinyDataset:
             write_audio(audio_dir / class_name / f"night{number}.wav",
                         tiny_sound(class_name, seconds=seconds, rng=rng))
     results = preprocess(preprocess_settings(audio_dir, output_dir),
-                         sources_from_folders(audio_dir, group_by="recording"), n_workers=1, overwrite=False)
+                         sources_from_folders(audio_dir, group_by="recording"), executor=ThisProcess(),
+                         overwrite=False)
     return TinyDataset(audio_dir, output_dir, results)
 
 

@@ -1,11 +1,13 @@
-"""Scores of a classifier in pure NumPy: validate -> metric -> evaluate.
+"""Scores of a classifier in pure NumPy: check -> score -> average.
 
 Every score is computed by one weighted core. A weight says how often a row counts: 1 for the score itself, the number
 of times its recording was drawn for a bootstrap resample, so that score and interval cannot disagree on a definition.
-Inside this module an undefined score is NaN; what leaves it as a result is ``None``, because JSON has no NaN.
+Inside the core an undefined score is NaN; what ``evaluate`` and ``classification_scores`` return is ``None`` there,
+because JSON has no NaN.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,25 +17,26 @@ N_CALIBRATION_BINS = 15  # Guo et al. 2017, section 5
 ROW_SUM_TOLERANCE = 1e-3  # a softmax in half precision is off by about this much
 
 Scores = dict[str, np.ndarray]
+Interval = tuple[float, float] | None  # low and high; None where it cannot be told
 
 # how a person calls the scores of ``evaluate``
 SCORE_TITLES = {
     "accuracy": "Accuracy", "macro_f1": "F1, macro", "macro_precision": "Precision, macro",
     "macro_recall": "Recall, macro", "weighted_f1": "F1, weighted", "weighted_precision": "Precision, weighted",
-    "weighted_recall": "Recall, weighted",
-    "macro_roc_auc": "ROC AUC, macro", "macro_average_precision": "Average precision, macro",
-    "log_loss": "Log loss (lower is better)", "brier_score": "Brier score (lower is better)",
-    "ece": "Calibration error (lower is better)",
+    "weighted_recall": "Recall, weighted", "macro_roc_auc": "ROC AUC, macro",
+    "macro_average_precision": "Average precision, macro", "log_loss": "Log loss (lower is better)",
+    "brier_score": "Brier score (lower is better)", "ece": "Calibration error (lower is better)",
 }
 
 
-def validate(probabilities: np.ndarray, labels: np.ndarray, *, class_names: Sequence[str]) -> None:
-    """Refuse input that no score can be trusted on, and guess the cause.
+@dataclass(frozen=True, eq=False)
+class ScoredSegments:
+    """A classifier's probabilities beside the truth, checked once so that every score can trust them.
 
     Parameters
     ----------
     probabilities : np.ndarray, float, shape (n, n_classes), range 0..1
-        One row per segment; each row sums to 1.
+        One row per segment; each row sums to 1. Kept as float64.
     labels : np.ndarray, int, shape (n,), range 0..n_classes-1
         True class of each row.
     class_names : sequence of str, length n_classes
@@ -45,7 +48,43 @@ def validate(probabilities: np.ndarray, labels: np.ndarray, *, class_names: Sequ
         If the shapes differ, there are no rows, a value is not finite, a row is no distribution or a label names
         no class.
     """
-    probabilities, labels, n_classes = np.asarray(probabilities), np.asarray(labels), len(class_names)
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    class_names: Sequence[str]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "probabilities", np.asarray(self.probabilities, dtype=np.float64))
+        object.__setattr__(self, "labels", np.asarray(self.labels))
+        _check_shapes(self.probabilities, self.labels, len(self.class_names))
+        _check_rows(self.probabilities)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelScores:
+    """What is known of one model's quality.
+
+    A picture needs no more than this; ``utils.evaluation.results.ModelEvaluation`` tells the rest.
+
+    Parameters
+    ----------
+    name : str
+        What a reader calls the model.
+    metrics : mapping
+        Of ``evaluate``.
+    intervals : mapping of str to (low, high) or None
+        Of each scalar in ``metrics``.
+    class_intervals : sequence of mappings
+        Per class ``class_name``, and score name to (low, high) or None.
+    """
+
+    name: str
+    metrics: Mapping
+    intervals: Mapping[str, Interval]
+    class_intervals: Sequence[Mapping]
+
+
+def _check_shapes(probabilities: np.ndarray, labels: np.ndarray, n_classes: int) -> None:
     if probabilities.ndim != 2 or probabilities.shape[1] != n_classes:
         raise ConfigError(f"probabilities must have shape (n, {n_classes}), one column per class name, got"
                           f" {probabilities.shape}: do the model and the manifest have the same classes?")
@@ -59,15 +98,14 @@ def validate(probabilities: np.ndarray, labels: np.ndarray, *, class_names: Sequ
     if labels.min() < 0 or labels.max() >= n_classes:
         raise ConfigError(f"labels must be in 0..{n_classes - 1}, got {labels.min()}..{labels.max()}:"
                           f" does the manifest use another class order?")
-    _validate_rows(probabilities)
 
 
-def _validate_rows(probabilities: np.ndarray) -> None:
+def _check_rows(probabilities: np.ndarray) -> None:
     broken = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))
     if len(broken):
         raise ConfigError(f"probabilities must be finite, got {probabilities[broken[0]]} in row {broken[0]}"
                           f" ({len(broken)} such rows): did the network diverge?")
-    sums = probabilities.sum(axis=1, dtype=np.float64)
+    sums = probabilities.sum(axis=1)
     wrong = np.flatnonzero((np.abs(sums - 1) > ROW_SUM_TOLERANCE) | (probabilities.min(axis=1) < 0))
     if len(wrong):
         raise ConfigError(f"each row of probabilities must be 0..1 and sum to 1, got {probabilities[wrong[0]]} with sum"
@@ -116,195 +154,121 @@ def classification_scores(confusion: np.ndarray) -> dict[str, float | None]:
         matrix counts nothing.
     """
     confusion = np.asarray(confusion, dtype=np.float64)
-    scores = _averaged_scores(confusion.diagonal()[:, None], confusion.sum(axis=1)[:, None],
-                              confusion.sum(axis=0)[:, None])
-    return {name: _plain(value[0]) for name, value in scores.items()}
+    counts = _ClassCounts(confusion.diagonal()[:, None], confusion.sum(axis=1)[:, None],
+                          confusion.sum(axis=0)[:, None])
+    return {name: _plain(value[0]) for name, value in counts.averages().items()}
 
 
-def _averaged_scores(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> Scores:
-    per_class = _precision_recall_f1(hits, support, predicted)
-    accuracy = _ratio(hits.sum(axis=0), support.sum(axis=0), empty=np.nan)
-    scores = {"accuracy": accuracy, "balanced_accuracy": _mean_where(per_class["recall"], support > 0)}
-    for name, values in per_class.items():
-        scores[f"macro_{name}"] = _mean_where(values, support > 0)
-        scores[f"micro_{name}"] = accuracy
-        scores[f"weighted_{name}"] = _ratio((values * support).sum(axis=0), support.sum(axis=0), empty=np.nan)
-    return scores
+@dataclass(frozen=True, eq=False)
+class _ClassCounts:
+    """How often each class was hit, occurred and was predicted: each ``(n_classes, n_resamples)``."""
 
+    hits: np.ndarray
+    support: np.ndarray
+    predicted: np.ndarray
 
-def _precision_recall_f1(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> Scores:
-    return {"precision": _ratio(hits, predicted, empty=0.0), "recall": _ratio(hits, support, empty=0.0),
-            "f1": _ratio(2 * hits, support + predicted, empty=0.0)}
+    @classmethod
+    def of(cls, segments: ScoredSegments, weights: np.ndarray) -> "_ClassCounts":
+        classes = np.eye(len(segments.class_names))
+        truth, guess = classes[segments.labels].T, classes[segments.probabilities.argmax(axis=1)].T
+        return cls((truth * guess) @ weights, truth @ weights, guess @ weights)
+
+    def ratios(self) -> Scores:
+        return {"precision": _ratio(self.hits, self.predicted, empty=0.0),
+                "recall": _ratio(self.hits, self.support, empty=0.0),
+                "f1": _ratio(2 * self.hits, self.support + self.predicted, empty=0.0)}
+
+    def averages(self) -> Scores:
+        ratios, occurs, n_rows = self.ratios(), self.support > 0, self.support.sum(axis=0)
+        accuracy = _ratio(self.hits.sum(axis=0), n_rows, empty=np.nan)
+        scores = {"accuracy": accuracy, "balanced_accuracy": _mean_where(ratios["recall"], occurs)}
+        for name, values in ratios.items():
+            scores[f"macro_{name}"] = _mean_where(values, occurs)
+            scores[f"micro_{name}"] = accuracy
+            scores[f"weighted_{name}"] = _ratio((values * self.support).sum(axis=0), n_rows, empty=np.nan)
+        return scores
 
 
 # Every threshold: ranking one class against the rest
 
 
-def roc_curve(scores: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Trace the receiver operating characteristic of one class against the rest.
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """How well a score ranks one class above the rest, once per column of weights.
 
     Parameters
     ----------
-    scores : np.ndarray, float, shape (n,)
-        Larger means more likely positive; equal scores share one point.
-    positives : np.ndarray, bool, shape (n,)
-        Truth.
-
-    Returns
-    -------
-    false_positive_rate, true_positive_rate : np.ndarray, float64, shape (n_distinct_scores + 1,), range 0..1
-        From (0, 0) to (1, 1), both never falling; NaN where there are no negatives or no positives.
+    true_positives, false_positives : np.ndarray, float64, shape (n_distinct_scores, n_resamples)
+        Counts of the rows at or above each distinct score, highest first; equal scores share one row.
     """
-    true_positives, false_positives = (np.append(0.0, counts[:, 0]) for counts in _ranked(scores, positives))
-    return (_ratio(false_positives, false_positives[-1], empty=np.nan),
-            _ratio(true_positives, true_positives[-1], empty=np.nan))
 
+    true_positives: np.ndarray
+    false_positives: np.ndarray
 
-def precision_recall_curve(scores: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Trace precision against recall of one class against the rest.
+    @classmethod
+    def of(cls, scores: np.ndarray, positives: np.ndarray, weights: np.ndarray | None = None) -> "Ranking":
+        """Rank rows by their score.
 
-    Parameters
-    ----------
-    scores : np.ndarray, float, shape (n,)
-        Larger means more likely positive; equal scores share one point.
-    positives : np.ndarray, bool, shape (n,)
-        Truth.
+        Parameters
+        ----------
+        scores : np.ndarray, float, shape (n,)
+            Larger means more likely positive.
+        positives : np.ndarray, bool, shape (n,)
+            Truth.
+        weights : np.ndarray, float64, shape (n, n_resamples), optional
+            How often each row counts in each resample; once in one resample when None.
+        """
+        if weights is None:
+            weights = np.ones((len(scores), 1))
+        order = np.argsort(-scores, kind="stable")
+        first_of_ties = np.flatnonzero(np.diff(scores[order], prepend=np.inf))
+        ordered = weights[order]
+        everything = np.add.reduceat(ordered, first_of_ties).cumsum(axis=0)
+        true_positives = np.add.reduceat(ordered * positives[order, None], first_of_ties).cumsum(axis=0)
+        return cls(true_positives, everything - true_positives)
 
-    Returns
-    -------
-    recall, precision : np.ndarray, float64, shape (n_distinct_scores + 1,), range 0..1
-        From (0, 1), recall never falling; recall is NaN where there are no positives.
-    """
-    true_positives, false_positives = (counts[:, 0] for counts in _ranked(scores, positives))
-    recall = _ratio(np.append(0.0, true_positives), true_positives[-1], empty=np.nan)
-    return recall, np.append(1.0, true_positives / (true_positives + false_positives))
+    def roc_curve(self) -> tuple[np.ndarray, np.ndarray]:
+        """Trace the receiver operating characteristic.
 
+        Returns
+        -------
+        false_positive_rate, true_positive_rate : np.ndarray, float64, shape (n_distinct_scores + 1, n_resamples)
+            0..1, from (0, 0) to (1, 1), both never falling; NaN where there are no negatives or no positives.
+        """
+        return (_ratio(_from_zero(self.false_positives), self.false_positives[-1], empty=np.nan),
+                _ratio(_from_zero(self.true_positives), self.true_positives[-1], empty=np.nan))
 
-def roc_auc(scores: np.ndarray, positives: np.ndarray) -> float | None:
-    """Compute the area under ``roc_curve``; a tie counts one half.
+    def precision_recall_curve(self) -> tuple[np.ndarray, np.ndarray]:
+        """Trace precision against recall.
 
-    Parameters
-    ----------
-    scores : np.ndarray, float, shape (n,)
-        Larger means more likely positive.
-    positives : np.ndarray, bool, shape (n,)
-        Truth.
+        Returns
+        -------
+        recall, precision : np.ndarray, float64, shape (n_distinct_scores + 1, n_resamples)
+            0..1, from (0, 1), recall never falling; recall is NaN where there are no positives.
+        """
+        recall = _ratio(_from_zero(self.true_positives), self.true_positives[-1], empty=np.nan)
+        return recall, np.vstack([np.ones_like(recall[:1]), self._precision()])
 
-    Returns
-    -------
-    float or None
-        0..1, or None without both positives and negatives.
-    """
-    return _plain(_roc_auc(*_ranked(scores, positives))[0])
+    def roc_auc(self) -> np.ndarray:
+        """Return the area under ``roc_curve``, float64 ``(n_resamples,)``; a tie counts one half, undefined is NaN."""
+        rises = np.diff(self.false_positives, axis=0, prepend=0)
+        means = self.true_positives - np.diff(self.true_positives, axis=0, prepend=0) / 2
+        return _ratio((rises * means).sum(axis=0), self.true_positives[-1] * self.false_positives[-1], empty=np.nan)
 
+    def average_precision(self) -> np.ndarray:
+        """Return the sum of precision times the rise of recall, float64 ``(n_resamples,)``; NaN without positives."""
+        rises = np.diff(self.true_positives, axis=0, prepend=0)
+        return _ratio((rises * self._precision()).sum(axis=0), self.true_positives[-1], empty=np.nan)
 
-def average_precision(scores: np.ndarray, positives: np.ndarray) -> float | None:
-    """Compute the sum of precision times the rise of recall over the distinct scores.
-
-    Parameters
-    ----------
-    scores : np.ndarray, float, shape (n,)
-        Larger means more likely positive.
-    positives : np.ndarray, bool, shape (n,)
-        Truth.
-
-    Returns
-    -------
-    float or None
-        0..1, or None without positives.
-    """
-    return _plain(_average_precision(*_ranked(scores, positives))[0])
-
-
-def _ranked(scores: np.ndarray, positives: np.ndarray, weights: np.ndarray | None = None
-            ) -> tuple[np.ndarray, np.ndarray]:
-    """Count true and false positives at or above each distinct score, highest first: (n_distinct, n_resamples)."""
-    scores, positives = np.asarray(scores), np.asarray(positives, dtype=bool)
-    if weights is None:
-        weights = np.ones((len(scores), 1))
-    order = np.argsort(-scores, kind="stable")
-    first_of_ties = np.flatnonzero(np.diff(scores[order], prepend=np.inf))
-    ordered = weights[order]
-    everything = np.add.reduceat(ordered, first_of_ties).cumsum(axis=0)
-    true_positives = np.add.reduceat(ordered * positives[order, None], first_of_ties).cumsum(axis=0)
-    return true_positives, everything - true_positives
-
-
-def _roc_auc(true_positives: np.ndarray, false_positives: np.ndarray) -> np.ndarray:
-    rises = np.diff(false_positives, axis=0, prepend=0)
-    means = true_positives - np.diff(true_positives, axis=0, prepend=0) / 2
-    return _ratio((rises * means).sum(axis=0), true_positives[-1] * false_positives[-1], empty=np.nan)
-
-
-def _average_precision(true_positives: np.ndarray, false_positives: np.ndarray) -> np.ndarray:
-    precision = _ratio(true_positives, true_positives + false_positives, empty=0.0)
-    rises = np.diff(true_positives, axis=0, prepend=0)
-    return _ratio((rises * precision).sum(axis=0), true_positives[-1], empty=np.nan)
+    def _precision(self) -> np.ndarray:
+        return _ratio(self.true_positives, self.true_positives + self.false_positives, empty=0.0)
 
 
 # Probabilities: are they right as numbers?
 
 
-def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Compute the mean negative log-likelihood of the true class, in nats.
-
-    Parameters
-    ----------
-    probabilities : np.ndarray, float, shape (n, n_classes), range 0..1
-        A probability of 0 counts as the float64 epsilon.
-    labels : np.ndarray, int, shape (n,)
-        True class of each row.
-
-    Returns
-    -------
-    float
-        0 is perfect; log(n_classes) is guessing.
-    """
-    return float(_row_log_loss(_as_float(probabilities), labels).mean())
-
-
-def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Compute the mean over rows of the squared error summed over classes (Brier 1950, equation 2).
-
-    Parameters
-    ----------
-    probabilities : np.ndarray, float, shape (n, n_classes), range 0..1
-        One distribution per row.
-    labels : np.ndarray, int, shape (n,)
-        True class of each row.
-
-    Returns
-    -------
-    float
-        0 is perfect, 2 is certain and always wrong.
-    """
-    return float(_row_brier(_as_float(probabilities), labels).mean())
-
-
-def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, *,
-                               n_bins: int = N_CALIBRATION_BINS) -> float:
-    """Compute the mean gap between confidence and accuracy over equal-width bins (Guo et al. 2017, equation 3).
-
-    Parameters
-    ----------
-    probabilities : np.ndarray, float, shape (n, n_classes), range 0..1
-        The largest value of a row is its confidence.
-    labels : np.ndarray, int, shape (n,)
-        True class of each row.
-    n_bins : int
-        Number of bins, each open below and closed above.
-
-    Returns
-    -------
-    float
-        0..1, 0 is calibrated.
-    """
-    probabilities = _as_float(probabilities)
-    return float(_calibration_error(probabilities, labels, np.ones((len(labels), 1)), n_bins=n_bins)[0])
-
-
 def reliability_curve(probabilities: np.ndarray, labels: np.ndarray, *, n_bins: int = N_CALIBRATION_BINS
-                      ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+                      ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Compare confidence with accuracy, bin by bin (Guo et al. 2017, figure 1).
 
     Parameters
@@ -322,19 +286,15 @@ def reliability_curve(probabilities: np.ndarray, labels: np.ndarray, *, n_bins: 
         Means over the rows of a bin, NaN in an empty one.
     count : np.ndarray, int, shape (n_bins,)
         Rows in each bin.
+    error : float, range 0..1
+        Expected calibration error (equation 3): the mean gap between the two over the rows; 0 is calibrated.
     """
-    confidence, correct, bins = _binned_confidence(_as_float(probabilities), labels, n_bins)
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    confidence, correct, bins = _binned_confidence(probabilities, labels, n_bins)
     count = np.bincount(bins, minlength=n_bins)
+    error = _calibration_error(probabilities, labels, np.ones((len(labels), 1)), n_bins=n_bins)
     return (_ratio(np.bincount(bins, weights=confidence, minlength=n_bins), count, empty=np.nan),
-            _ratio(np.bincount(bins, weights=correct, minlength=n_bins), count, empty=np.nan), count)
-
-
-def _row_log_loss(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], np.finfo(np.float64).eps))
-
-
-def _row_brier(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return np.square(probabilities - np.eye(probabilities.shape[1])[labels]).sum(axis=1)
+            _ratio(np.bincount(bins, weights=correct, minlength=n_bins), count, empty=np.nan), count, float(error[0]))
 
 
 def _binned_confidence(probabilities: np.ndarray, labels: np.ndarray, n_bins: int
@@ -355,127 +315,75 @@ def _calibration_error(probabilities: np.ndarray, labels: np.ndarray, weights: n
 
 
 def evaluate(probabilities: np.ndarray, labels: np.ndarray, *, class_names: Sequence[str]) -> dict:
+    """Compute every score this module knows; ``evaluate_segments`` says which. Arguments as in ``ScoredSegments``."""
+    return evaluate_segments(ScoredSegments(probabilities, labels, class_names))
+
+
+def evaluate_segments(segments: ScoredSegments) -> dict:
     """Compute every score this module knows.
 
     Parameters
     ----------
-    probabilities : np.ndarray, float, shape (n, n_classes), range 0..1
-        One row per segment; each row sums to 1.
-    labels : np.ndarray, int, shape (n,), range 0..n_classes-1
-        True class of each row.
-    class_names : sequence of str, length n_classes
-        Name of each column.
+    segments : ScoredSegments
+        Probabilities and truth.
 
     Returns
     -------
     dict
-        Plain JSON types. The scalars of ``classification_scores``, ``macro_roc_auc``, ``macro_average_precision``
-        (means over the classes where they are defined), ``log_loss``, ``brier_score``, ``ece``; then ``n_segments``,
-        ``per_class`` (see ``per_class_table``) and ``confusion_matrix`` (list of rows). None where undefined.
-
-    Raises
-    ------
-    ConfigError
-        If ``validate`` refuses the input.
+        Plain JSON types, None where undefined. The scalars of ``classification_scores``, ``macro_roc_auc`` and
+        ``macro_average_precision`` (means over the classes where they are defined), ``log_loss`` (nats; a probability
+        of 0 counts as the float64 epsilon), ``brier_score`` (squared error summed over classes: Brier 1950,
+        equation 2), ``ece`` (the error of ``reliability_curve``); ``n_segments``; ``confusion_matrix`` (list of rows);
+        and ``per_class``: ``class_name``, ``support`` (rows), ``precision``, ``recall``, ``f1``, ``roc_auc`` and
+        ``average_precision``, all None for a class without rows; the precision of a class that was never predicted
+        is 0.
     """
-    validate(probabilities, labels, class_names=class_names)
-    probabilities, labels = _as_float(probabilities), np.asarray(labels)
-    scores = weighted_scores(probabilities, labels, np.ones((len(labels), 1)))
-    confusion = confusion_matrix(labels, probabilities.argmax(axis=1), n_classes=len(class_names))
-    return {**{name: _plain(value[0]) for name, value in scores.items()}, "n_segments": len(labels),
-            "per_class": per_class_table(probabilities, labels, class_names=class_names),
+    overall, by_class = weighted_scores(segments, np.ones((len(segments.labels), 1)))
+    n_classes = len(segments.class_names)
+    confusion = confusion_matrix(segments.labels, segments.probabilities.argmax(axis=1), n_classes=n_classes)
+    return {**{name: _plain(value[0]) for name, value in overall.items()}, "n_segments": len(segments.labels),
+            "per_class": [{"class_name": class_name, "support": int(support),
+                           **{name: _plain(values[k, 0]) for name, values in by_class.items()}}
+                          for k, (class_name, support) in enumerate(zip(segments.class_names, confusion.sum(axis=1)))],
             "confusion_matrix": confusion.tolist()}
 
 
-def per_class_table(probabilities: np.ndarray, labels: np.ndarray, *, class_names: Sequence[str]) -> list[dict]:
-    """Score each class against the rest.
+def weighted_scores(segments: ScoredSegments, weights: np.ndarray) -> tuple[Scores, Scores]:
+    """Score a classifier, once per column of weights.
 
     Parameters
     ----------
-    probabilities : np.ndarray, float, shape (n, n_classes), range 0..1
-        One row per segment.
-    labels : np.ndarray, int, shape (n,), range 0..n_classes-1
-        True class of each row.
-    class_names : sequence of str, length n_classes
-        Name of each column.
-
-    Returns
-    -------
-    list of dict
-        Per class ``class_name``, ``support`` (rows), ``precision``, ``recall``, ``f1``, ``roc_auc`` and
-        ``average_precision``. All scores of a class without rows are None, and ``roc_auc`` where it has every row;
-        the precision of a class that was never predicted is 0.
-    """
-    labels = np.asarray(labels)
-    scores = weighted_class_scores(_as_float(probabilities), labels, np.ones((len(labels), 1)))
-    support = np.bincount(labels, minlength=len(class_names))
-    return [{"class_name": name, "support": int(support[k]),
-             **{score: _plain(values[k, 0]) for score, values in scores.items()}}
-            for k, name in enumerate(class_names)]
-
-
-def _hits_support_predicted(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray
-                            ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    n_classes, predictions = probabilities.shape[1], probabilities.argmax(axis=1)
-    truth, guess = np.eye(n_classes)[labels].T, np.eye(n_classes)[predictions].T
-    return (truth * guess) @ weights, truth @ weights, guess @ weights
-
-
-def weighted_class_scores(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Scores:
-    """Score each class against the rest, once per column of weights.
-
-    Parameters
-    ----------
-    probabilities : np.ndarray, float64, shape (n, n_classes), range 0..1
-        One row per segment, as ``validate`` accepts it.
-    labels : np.ndarray, int, shape (n,), range 0..n_classes-1
-        True class of each row.
+    segments : ScoredSegments
+        Probabilities and truth.
     weights : np.ndarray, float64, shape (n, n_resamples)
         How often each row counts, in each resample.
 
     Returns
     -------
-    dict of str to np.ndarray, float64, shape (n_classes, n_resamples)
-        The scores of ``per_class_table``, NaN where undefined.
+    overall : dict of str to np.ndarray, float64, shape (n_resamples,)
+        The scalars of ``evaluate_segments``, NaN where undefined.
+    by_class : dict of str to np.ndarray, float64, shape (n_classes, n_resamples)
+        The scores of its ``per_class``, NaN where undefined.
     """
-    hits, support, predicted = _hits_support_predicted(probabilities, labels, weights)
-    ratios = _precision_recall_f1(hits, support, predicted)
-    counts = [_ranked(scores, labels == k, weights) for k, scores in enumerate(probabilities.T)]
-    return {**{name: np.where(support > 0, values, np.nan) for name, values in ratios.items()},
-            "roc_auc": np.stack([_roc_auc(*count) for count in counts]),
-            "average_precision": np.stack([_average_precision(*count) for count in counts])}
-
-
-def weighted_scores(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Scores:
-    """Score the classifier, once per column of weights.
-
-    Parameters
-    ----------
-    probabilities : np.ndarray, float64, shape (n, n_classes), range 0..1
-        One row per segment, as ``validate`` accepts it.
-    labels : np.ndarray, int, shape (n,), range 0..n_classes-1
-        True class of each row.
-    weights : np.ndarray, float64, shape (n, n_resamples)
-        How often each row counts, in each resample.
-
-    Returns
-    -------
-    dict of str to np.ndarray, float64, shape (n_resamples,)
-        The scalars of ``evaluate``, NaN where undefined.
-    """
-    per_class = weighted_class_scores(probabilities, labels, weights)
-    n_rows = weights.sum(axis=0)
-    scores = _averaged_scores(*_hits_support_predicted(probabilities, labels, weights))
+    probabilities, labels = segments.probabilities, segments.labels
+    counts, n_rows = _ClassCounts.of(segments, weights), weights.sum(axis=0)
+    rankings = (Ranking.of(scores, labels == k, weights) for k, scores in enumerate(probabilities.T))
+    areas = np.array([(ranking.roc_auc(), ranking.average_precision()) for ranking in rankings])
+    by_class = {**{name: np.where(counts.support > 0, values, np.nan) for name, values in counts.ratios().items()},
+                "roc_auc": areas[:, 0], "average_precision": areas[:, 1]}
+    overall = counts.averages()
     for name in ("roc_auc", "average_precision"):
-        scores[f"macro_{name}"] = _mean_where(per_class[name], np.isfinite(per_class[name]))
-    scores["log_loss"] = _row_log_loss(probabilities, labels) @ weights / n_rows
-    scores["brier_score"] = _row_brier(probabilities, labels) @ weights / n_rows
-    scores["ece"] = _calibration_error(probabilities, labels, weights, n_bins=N_CALIBRATION_BINS)
-    return scores
+        overall[f"macro_{name}"] = _mean_where(by_class[name], np.isfinite(by_class[name]))
+    of_truth = probabilities[np.arange(len(labels)), labels]
+    overall["log_loss"] = -np.log(np.maximum(of_truth, np.finfo(np.float64).eps)) @ weights / n_rows
+    squares = np.square(probabilities - np.eye(probabilities.shape[1])[labels]).sum(axis=1)
+    overall["brier_score"] = squares @ weights / n_rows
+    overall["ece"] = _calibration_error(probabilities, labels, weights, n_bins=N_CALIBRATION_BINS)
+    return overall, by_class
 
 
-def _as_float(values: np.ndarray) -> np.ndarray:
-    return np.asarray(values, dtype=np.float64)
+def _from_zero(counts: np.ndarray) -> np.ndarray:
+    return np.vstack([np.zeros_like(counts[:1]), counts])
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray, *, empty: float) -> np.ndarray:

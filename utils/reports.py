@@ -9,20 +9,19 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import librosa
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from models.efficientnet_config import FrontendConfig
-from utils import metrics
-from utils.metrics import SCORE_TITLES
+from utils.metrics import SCORE_TITLES, Interval, ModelScores, Ranking, reliability_curve
 from utils.pages import number_text
 from utils.storage.files import atomic_path
 
@@ -118,6 +117,8 @@ def plot_confusion_matrix(path: str | os.PathLike, confusion: np.ndarray, *, cla
     title : str
         Text above the picture.
     """
+    import seaborn  # late: it takes half a second, and no other picture needs it
+
     confusion = np.asarray(confusion)
     support = confusion.sum(axis=1, keepdims=True)
     shares = confusion / np.maximum(support, 1)
@@ -155,35 +156,13 @@ def plot_roc_curves(path: str | os.PathLike, probabilities: np.ndarray, labels: 
     class_names : sequence of str, length n_classes
         Name of each column.
     """
-    with _picture(path, width=5.7 + 3.7 * _legend_columns(class_names), height=6) as figure:
-        ax = figure.subplots()
-        ax.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle="--")
-        ax.set(title="ROC curves, one class against the rest (dashed: chance)", xlabel="false positive rate",
-               ylabel="true positive rate")
-        _draw_curves(ax, probabilities, labels, class_names=class_names, curve=metrics.roc_curve,
-                     area=metrics.roc_auc, area_name="AUC")
+    _plot_curves(path, probabilities, labels, class_names=class_names, kind=_ROC)
 
 
 def plot_precision_recall_curves(path: str | os.PathLike, probabilities: np.ndarray, labels: np.ndarray, *,
                                  class_names: Sequence[str]) -> None:
-    """Draw precision against recall of each class against the rest.
-
-    Parameters
-    ----------
-    path : path-like
-        PNG to write.
-    probabilities : np.ndarray, float, shape (n, n_classes), range 0..1
-        One row per segment.
-    labels : np.ndarray, int, shape (n,), range 0..n_classes-1
-        True class of each row; a class that never occurs is named without a curve.
-    class_names : sequence of str, length n_classes
-        Name of each column.
-    """
-    with _picture(path, width=5.7 + 3.7 * _legend_columns(class_names), height=6) as figure:
-        ax = figure.subplots()
-        ax.set(title="Precision and recall, one class against the rest", xlabel="recall", ylabel="precision")
-        _draw_curves(ax, probabilities, labels, class_names=class_names, curve=metrics.precision_recall_curve,
-                     area=metrics.average_precision, area_name="AP")
+    """Draw precision against recall of each class against the rest; arguments as in ``plot_roc_curves``."""
+    _plot_curves(path, probabilities, labels, class_names=class_names, kind=_PRECISION_RECALL)
 
 
 def plot_reliability(path: str | os.PathLike, probabilities: np.ndarray, labels: np.ndarray) -> None:
@@ -194,12 +173,11 @@ def plot_reliability(path: str | os.PathLike, probabilities: np.ndarray, labels:
     path : path-like
         PNG to write.
     probabilities : np.ndarray, float, shape (n, n_classes), range 0..1
-        One row per segment.
+        The largest value of a row is its confidence.
     labels : np.ndarray, int, shape (n,), range 0..n_classes-1
         True class of each row.
     """
-    confidence, accuracy, count = metrics.reliability_curve(probabilities, labels)
-    error = metrics.expected_calibration_error(probabilities, labels)
+    confidence, accuracy, count, error = reliability_curve(probabilities, labels)
     edges = np.linspace(0, 1, len(count) + 1)
     with _picture(path, width=6.5, height=7) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -215,26 +193,27 @@ def plot_reliability(path: str | os.PathLike, probabilities: np.ndarray, labels:
         bottom.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
 
 
-def plot_comparison(path: str | os.PathLike, results: Sequence[Mapping]) -> None:
+def plot_comparison(path: str | os.PathLike, results: Sequence[ModelScores]) -> None:
     """Draw the key scores and the F1 of each class for every model side by side, with their intervals.
 
     Parameters
     ----------
     path : path-like
         PNG to write.
-    results : sequence of mappings
-        One per model, as in ``evaluation_page.write_evaluation_page``; the keys ``name``, ``metrics``,
-        ``intervals`` and, if there, ``class_intervals`` are read.
+    results : sequence of ModelScores
+        One per model, on the same segments.
     """
-    classes = [row["class_name"] for row in results[0]["metrics"]["per_class"]]
-    support = [row["support"] for row in results[0]["metrics"]["per_class"]]
-    height = 1.6 + 0.22 * (len(results) + 1) * max(len(_KEY_SCORES), len(classes))
+    rows = results[0].metrics["per_class"]
+    height = 1.6 + 0.22 * (len(results) + 1) * max(len(_KEY_SCORES), len(rows))
     with _picture(path, width=13, height=height) as figure:
         left, right = figure.subplots(1, 2)
-        _draw_bars(left, results, [SCORE_TITLES[name] for name in _KEY_SCORES], values=[
-            [(result["metrics"][name], result["intervals"].get(name)) for name in _KEY_SCORES] for result in results])
-        _draw_bars(right, results, [f"{_label(name)} ({n})" for name, n in zip(classes, support)],
-                   values=[_class_f1(result) for result in results])
+        _draw_bars(left, [SCORE_TITLES[name] for name in _KEY_SCORES], values={
+            result.name: [(result.metrics[name], result.intervals[name]) for name in _KEY_SCORES]
+            for result in results})
+        _draw_bars(right, [f"{_label(row['class_name'])} ({row['support']})" for row in rows], values={
+            result.name: [(row["f1"], intervals["f1"])
+                          for row, intervals in zip(result.metrics["per_class"], result.class_intervals)]
+            for result in results})
         left.set_title("Scores over all classes (lines: intervals)")
         right.set_title("F1 of each class (segments)")
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(results))
@@ -306,30 +285,55 @@ def _mel(hertz: float, frontend: FrontendConfig) -> float:
     return float(librosa.hz_to_mel(hertz, htk=frontend.mel_scale == "htk"))
 
 
-def _draw_curves(ax: Axes, probabilities: np.ndarray, labels: np.ndarray, *, class_names: Sequence[str],
-                 curve: Callable, area: Callable, area_name: str) -> None:
-    for k, name in enumerate(class_names):
-        scores, positives = np.asarray(probabilities)[:, k], np.asarray(labels) == k
-        value = area(scores, positives)
-        points = ([], []) if value is None else curve(scores, positives)
-        ax.plot(*points, color=_COLOURS[k % len(_COLOURS)], linestyle=_LINE_STYLES[k // len(_COLOURS) % 4],
-                label=f"{_label(name)}: {number_text(value)} ({positives.sum()})")
-    ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    ax.grid(True)
-    ax.figure.legend(loc="outside right upper", title=f"class: {area_name} (segments)", fontsize=9, alignment="left",
-                     ncols=_legend_columns(class_names))
+@dataclass(frozen=True, kw_only=True)
+class _CurveKind:
+    """What is told of each class against the rest: a curve, and the area below it."""
+
+    title: str
+    x_label: str
+    y_label: str
+    curve: Callable[[Ranking], tuple[np.ndarray, np.ndarray]]
+    area: Callable[[Ranking], np.ndarray]
+    area_name: str
+    chance: tuple[Sequence[float], Sequence[float]] = ((), ())
 
 
-def _legend_columns(class_names: Sequence[str]) -> int:
-    return math.ceil(len(class_names) / _LEGEND_ROWS)
+_ROC = _CurveKind(title="ROC curves, one class against the rest (dashed: chance)", x_label="false positive rate",
+                  y_label="true positive rate", curve=Ranking.roc_curve, area=Ranking.roc_auc, area_name="AUC",
+                  chance=((0, 1), (0, 1)))
+_PRECISION_RECALL = _CurveKind(title="Precision and recall, one class against the rest", x_label="recall",
+                               y_label="precision", curve=Ranking.precision_recall_curve,
+                               area=Ranking.average_precision, area_name="AP")
 
 
-def _draw_bars(ax: Axes, results: Sequence[Mapping], titles: Sequence[str], *, values: Sequence[Sequence]) -> None:
-    height = 0.8 / len(results)
-    for k, (result, pairs) in enumerate(zip(results, values)):
-        rows = np.arange(len(titles)) + (k - (len(results) - 1) / 2) * height
+def _plot_curves(path: str | os.PathLike, probabilities: np.ndarray, labels: np.ndarray, *,
+                 class_names: Sequence[str], kind: _CurveKind) -> None:
+    legend_columns = math.ceil(len(class_names) / _LEGEND_ROWS)
+    with _picture(path, width=5.7 + 3.7 * legend_columns, height=6) as figure:
+        ax = figure.subplots()
+        ax.plot(*kind.chance, color=_GREY, linewidth=1, linestyle="--")
+        for k, name in enumerate(class_names):
+            positives = np.asarray(labels) == k
+            ranking = Ranking.of(np.asarray(probabilities)[:, k], positives)
+            area = float(kind.area(ranking)[0])
+            defined = math.isfinite(area)
+            ax.plot(*(kind.curve(ranking) if defined else ((), ())), color=_COLOURS[k % len(_COLOURS)],
+                    linestyle=_LINE_STYLES[k // len(_COLOURS) % 4],
+                    label=f"{_label(name)}: {number_text(area if defined else None)} ({positives.sum()})")
+        ax.set(title=kind.title, xlabel=kind.x_label, ylabel=kind.y_label, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        ax.grid(True)
+        figure.legend(loc="outside right upper", title=f"class: {kind.area_name} (segments)", fontsize=9,
+                      alignment="left", ncols=legend_columns)
+
+
+def _draw_bars(ax: Axes, titles: Sequence[str], *,
+               values: Mapping[str, Sequence[tuple[float | None, Interval]]]) -> None:
+    """Draw a group of bars per title; ``values`` holds by model name one score and interval for each."""
+    height = 0.8 / len(values)
+    for k, (name, pairs) in enumerate(values.items()):
+        rows = np.arange(len(titles)) + (k - (len(values) - 1) / 2) * height
         ax.barh(rows, [value or 0 for value, _ in pairs], height=0.9 * height, color=_COLOURS[k], alpha=0.75,
-                label=_label(result["name"]))
+                label=_label(name))
         for row, (_, interval) in zip(rows, pairs):
             if interval is not None:
                 ax.plot(interval, [row, row], color="black", linewidth=1.5, marker="|", markersize=5)
@@ -337,9 +341,3 @@ def _draw_bars(ax: Axes, results: Sequence[Mapping], titles: Sequence[str], *, v
     ax.set_ylim(len(titles) - 0.5, -0.5)
     ax.set_xlim(0, 1.02)
     ax.grid(True, axis="x")
-
-
-def _class_f1(result: Mapping) -> list[tuple[float | None, list[float] | None]]:
-    rows = result["metrics"]["per_class"]
-    intervals = result.get("class_intervals") or [{}] * len(rows)
-    return [(row["f1"], interval.get("f1")) for row, interval in zip(rows, intervals)]

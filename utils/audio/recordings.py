@@ -4,52 +4,121 @@ Memory does not grow with the recording. Both preprocessing and prediction read 
 ``RecordingReader``, so they see the same samples.
 """
 
+import logging
 import os
-import re
-import shutil
-import warnings
+import stat
 from collections import deque
-from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta, timezone
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import soundfile as sf
 import soxr
 
-from models.errors import AudioError
+from models.errors import AudioError, ConfigError
+from utils.audio.ffmpeg import FORMATS, FfmpegStream
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # pydub warns on import when ffmpeg is absent; AudioError says it when it matters
-    from pydub import AudioSegment
-    from pydub.exceptions import CouldntDecodeError
+logger = logging.getLogger(__name__)
 
+AUDIO_EXTENSIONS = frozenset(FORMATS)
 SHORTEST_RECORDING_SECONDS = 0.05
 _SILENT_PEAK = 2.0 ** -15  # one step of 16-bit audio: a recording that never exceeds it is silent
-_BLOCK_FRAMES = 1 << 18  # 12 s at 22.05 kHz: small enough for memory, large enough that Python is not felt
+_BLOCK_VALUES = 1 << 18  # 12 s at 22.05 kHz: small enough for memory, large enough that Python is not felt
+_LOWEST_RATE, _HIGHEST_RATE = 100, 20_000_000  # Hz: whales and bats lie between, damaged headers do not
+WHOLE = ((0, None),)
 
-# ffmpeg's name of the container by extension: it is told, not left to guess, what it opens
-_FFMPEG_FORMATS = {
-    ".wav": "wav", ".wave": "wav", ".flac": "flac", ".ogg": "ogg", ".oga": "ogg", ".opus": "ogg", ".mp3": "mp3",
-    ".mpga": "mp3", ".aif": "aiff", ".aiff": "aiff", ".aifc": "aiff", ".au": "au", ".snd": "au", ".caf": "caf",
-    ".w64": "w64", ".rf64": "wav", ".m4a": "mp4", ".mp4": "mp4", ".aac": "aac", ".wma": "asf", ".3gp": "mp4",
-    ".amr": "amr", ".webm": "matroska", ".mka": "matroska",
-}
-AUDIO_EXTENSIONS = frozenset(_FFMPEG_FORMATS)
-_FFMPEG_ONLY = frozenset({".m4a", ".mp4", ".aac", ".wma", ".3gp", ".amr", ".webm", ".mka"})
+Part = tuple[int, int | None]
+
+
+class Window(NamedTuple):
+    """A piece of a part of a recording.
+
+    Parameters
+    ----------
+    part : int
+        Position of the part among those asked for.
+    start : int
+        First sample, counted from the start of the recording.
+    samples : numpy.ndarray
+        float32 ``(segment_samples,)`` in [-1, 1], or fewer where the part itself is shorter.
+    """
+
+    part: int
+    start: int
+    samples: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """A recording that is already in memory.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        Floating point ``(n_samples,)`` or ``(n_samples, n_channels)`` in [-1, 1].
+    sample_rate : int
+        Hz.
+    name : str
+        What records and messages call it.
+    """
+
+    values: np.ndarray
+    sample_rate: int
+    name: str = "samples"
+
+    def __post_init__(self) -> None:
+        if self.values.ndim not in (1, 2) or not np.issubdtype(self.values.dtype, np.floating):
+            raise ConfigError(f"samples must be floating point (n_samples,) or (n_samples, n_channels) in [-1, 1], got"
+                              f" {self.values.dtype} {self.values.shape}: divide integers by their largest value")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a recording: the same for preprocessing and prediction.
+
+    Parameters
+    ----------
+    status : str
+        ``ok``, or the status of the ``AudioError`` that says why it could not be used.
+    reason : str
+        Why; with ``ok``, what was found wrong all the same, such as a broken end.
+    duration_seconds : float or None
+        Its length; None where it could not be read.
+    sample_rate, channels : int or None
+        As stored in the file.
+    """
+
+    status: str = "ok"
+    reason: str = ""
+    duration_seconds: float | None = None
+    sample_rate: int | None = None
+    channels: int | None = None
 
 
 def find_recordings(folder: str | os.PathLike[str]) -> list[Path]:
     """Return every audio file below a folder, sorted, whatever the letter case of its extension.
 
-    Hidden files and folders (names that begin with a dot, such as macOS's ``._clip.wav``) are passed over.
+    Symbolic links to folders are followed, each real folder once. Hidden files and folders (names that begin with a
+    dot, such as macOS's ``._clip.wav``) are passed over. A folder that cannot be read is told as a warning.
     """
-    found = []
-    for parent, folders, names in os.walk(os.fspath(folder)):
+    found, seen = [], set()
+    for parent, folders, names in os.walk(os.fspath(folder), followlinks=True, onerror=_tell_unreadable):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(parent, name) for name in names
                   if not name.startswith(".") and Path(name).suffix.lower() in AUDIO_EXTENSIONS]
     return sorted(found)
+
+
+def _tell_unreadable(error: OSError) -> None:
+    logger.warning("the folder %s cannot be read (%s): what lies in it is left out; change its permissions",
+                   error.filename, error.strerror)
 
 
 class RecordingReader:
@@ -57,58 +126,59 @@ class RecordingReader:
 
     Parameters
     ----------
-    path : path-like
-        The recording.
+    recording : path-like or Samples
+        A file, or what stands for one.
     sample_rate : int
         Rate of the samples it yields, in Hz.
+    on_block : callable, optional
+        Called for every block that was decoded: a sign of life, however little a block gives.
 
     Attributes
     ----------
     native_sample_rate, channels : int
         As stored in the file.
-    duration_seconds : float
-        Of what has been decoded so far.
+    damage : str
+        Where and why the recording breaks off, once ``blocks`` is exhausted; empty where it is whole.
 
     Raises
     ------
     AudioError
-        ``empty``, ``corrupt`` or ``unsupported``, with the reason.
+        ``empty``, ``corrupt``, ``unsupported`` or ``timeout``, with the reason.
     """
 
-    def __init__(self, path: str | os.PathLike, *, sample_rate: int) -> None:
-        self.path = Path(path)
+    def __init__(self, recording: str | os.PathLike | Samples, *, sample_rate: int,
+                 on_block: Callable[[], None] | None = None) -> None:
+        self.path = Path(recording.name if isinstance(recording, Samples) else recording)
         self.sample_rate = sample_rate
+        self.damage = ""
+        self._on_block = on_block
         self._frames_read = 0
-        self._sound: sf.SoundFile | None = None
-        self._decoded: np.ndarray | None = None
         try:
-            size = self.path.stat().st_size
-        except OSError as error:
-            raise AudioError(f"{self.path} cannot be opened: {error.strerror}", status="corrupt") from error
-        if size == 0:
-            raise AudioError(f"{self.path} has 0 bytes: copy it from the recorder again, or leave it out",
-                             status="empty")
-        try:
-            self._sound = sf.SoundFile(self.path)
-            self.native_sample_rate, self.channels = self._sound.samplerate, self._sound.channels
-        except sf.LibsndfileError as error:
-            self._decoded, self.native_sample_rate = _decode_with_ffmpeg(self.path, error)
-            self.channels = self._decoded.shape[1]
+            self._source: _Stream = _ArrayStream(recording) if isinstance(recording, Samples) else _open(self.path)
+        except AudioError as error:
+            raise AudioError(f"{self.path} {error}", status=error.status) from error
+        self.native_sample_rate, self.channels = self._source.sample_rate, self._source.channels
+        if not _LOWEST_RATE <= self.native_sample_rate <= _HIGHEST_RATE:
+            self._source.close()
+            raise AudioError(f"{self.path} says it has {self.native_sample_rate} samples a second, {_LOWEST_RATE} to"
+                             f" {_HIGHEST_RATE} are possible: its header is damaged, copy it from the recorder again",
+                             status="corrupt")
 
     def __enter__(self) -> "RecordingReader":
         return self
 
     def __exit__(self, *exception) -> None:
-        if self._sound is not None:
-            self._sound.close()
+        self._source.close()
 
     @property
     def duration_seconds(self) -> float:
-        """Seconds decoded so far; the recording's length once ``blocks`` is exhausted."""
+        """Seconds decoded so far; the recording's exact length once ``blocks`` is exhausted."""
         return self._frames_read / self.native_sample_rate
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield the recording in order.
+
+        A recording that breaks off after some sound ends there, and ``damage`` tells.
 
         Yields
         ------
@@ -118,7 +188,8 @@ class RecordingReader:
         Raises
         ------
         AudioError
-            ``corrupt`` when the data break off with an error or hold NaN, ``empty`` when there are no samples.
+            ``corrupt`` when nothing can be decoded or samples are NaN, ``empty`` when there are none, ``timeout`` when
+            the decoder hangs.
         """
         resampler = None
         if self.native_sample_rate != self.sample_rate:
@@ -134,81 +205,179 @@ class RecordingReader:
         if resampler is not None:
             yield resampler.resample_chunk(np.empty(0, dtype=np.float32), last=True)
 
-    def segments(self, *, segment_samples: int, hop_samples: int, start_seconds: float = 0.0,
-                 end_seconds: float | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield windows over the recording, or over a part of it, as ``segment_starts`` places them.
+    def windows(self, *, segment_samples: int, hop_samples: int, least_new_samples: int,
+                parts: Sequence[Part] = WHOLE) -> Iterator[Window]:
+        """Cut the recording, or parts of it, into windows as ``models.audio_frontend.segment_starts`` places them.
+
+        One pass over the recording, whatever the parts are; it is always read to its end, so that its length is exact
+        and damage is seen. Memory holds a window and a block of each part that is under way.
 
         Parameters
         ----------
-        segment_samples, hop_samples : int
-            Window length and distance, in samples at ``sample_rate``.
-        start_seconds : float
-            Where the part begins.
-        end_seconds : float, optional
-            Where it ends; the end of the recording when None.
+        segment_samples, hop_samples, least_new_samples : int
+            Window length, distance, and what a last window must add, in samples at ``sample_rate``.
+        parts : sequence of (int, int or None)
+            First sample and the one after the last; None is the end of the recording. They may overlap.
 
         Yields
         ------
-        start : int
-            First sample of the window, counted from the start of the recording.
-        segment : numpy.ndarray
-            float32 ``(segment_samples,)``, or fewer samples when the part itself is shorter.
+        Window
+            In order within a part, parts as they pass. A part wholly after the end gives none.
         """
-        first = round(start_seconds * self.sample_rate)
-        end = None if end_seconds is None else round(end_seconds * self.sample_rate)
-        yield from _windows(_cut(self.blocks(), first, end), segment_samples, hop_samples, offset=first)
-
-    def intervals(self, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield chosen parts of the recording in one pass.
-
-        Parameters
-        ----------
-        spans : sequence of (int, int)
-            First sample and the one after the last, at ``sample_rate``, each at least one sample long.
-
-        Yields
-        ------
-        index : int
-            Position in ``spans``; the order is that of their starts.
-        samples : numpy.ndarray
-            float32, cut off where the recording ends; a span wholly after the end is not yielded.
-        """
-        waiting = deque(sorted(range(len(spans)), key=lambda index: spans[index]))
-        held: np.ndarray = np.empty(0, dtype=np.float32)
-        held_start = 0
+        waiting = deque(sorted((_PartCutter(index, first, end, segment_samples, hop_samples, least_new_samples)
+                                for index, (first, end) in enumerate(parts)), key=lambda cutter: cutter.first))
+        under_way: list[_PartCutter] = []
+        position = 0
         for block in self.blocks():
-            held = np.concatenate([held, block])
-            while waiting and spans[waiting[0]][1] <= held_start + len(held):
-                low, high = spans[waiting[0]]
-                yield waiting.popleft(), held[low - held_start:high - held_start].copy()
-            if not waiting:
-                return
-            drop = min(max(spans[waiting[0]][0] - held_start, 0), len(held))
-            held, held_start = held[drop:], held_start + drop
-        for index in waiting:
-            low, high = spans[index]
-            if low < held_start + len(held):
-                yield index, held[low - held_start:high - held_start].copy()
+            end = position + len(block)
+            while waiting and waiting[0].first < end:
+                under_way.append(waiting.popleft())
+            for cutter in under_way:
+                yield from cutter.feed(position, block)
+                if cutter.is_over(end):
+                    yield from cutter.finish()
+            under_way = [cutter for cutter in under_way if not cutter.is_over(end)]
+            position = end
+        for cutter in under_way:
+            yield from cutter.finish()
 
     def _native_blocks(self) -> Iterator[np.ndarray]:
-        source = self._sound_blocks() if self._sound is not None else self._decoded_blocks()
-        for block in source:
+        # as many frames as give a block of the usual size, whatever the header says of rate and channels
+        n_frames = min(_BLOCK_VALUES, _BLOCK_VALUES * self.native_sample_rate // self.sample_rate)
+        blocks = self._source.blocks(max(1, n_frames // self.channels))
+        while True:
+            try:
+                block = next(blocks, None)
+            except AudioError as error:
+                if error.status == "timeout" or self._frames_read == 0:
+                    raise AudioError(f"{self.path} {error}", status=error.status) from error
+                self.damage = (f"{self.path} breaks off after {self.duration_seconds:.1f} s ({error}): what comes"
+                               f" before is used; copy it from the recorder again for the rest")
+                return
+            if block is None:
+                return
             self._frames_read += len(block)
+            if self._on_block is not None:
+                self._on_block()
             yield block
 
-    def _sound_blocks(self) -> Iterator[np.ndarray]:
-        assert self._sound is not None
-        try:
-            while len(block := self._sound.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
-                yield block
-        except sf.LibsndfileError as error:
-            raise AudioError(f"{self.path} breaks off after {self.duration_seconds:.1f} s ({error.error_string}):"
-                             f" copy it from the recorder again, or cut it there", status="corrupt") from error
 
-    def _decoded_blocks(self) -> Iterator[np.ndarray]:
-        assert self._decoded is not None
-        for first in range(0, len(self._decoded), _BLOCK_FRAMES):
-            yield self._decoded[first:first + _BLOCK_FRAMES]
+class _Stream(Protocol):
+    """Where the samples of a recording come from; an ``AudioError`` of it is worded to follow the file's name."""
+
+    sample_rate: int
+    channels: int
+
+    def blocks(self, n_frames: int) -> Iterator[np.ndarray]:
+        """Yield float32 ``(n, channels)`` in order, ``n`` in 1..n_frames."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+class _ArrayStream:
+    """Samples in memory."""
+
+    def __init__(self, recording: Samples) -> None:
+        self._values = recording.values.reshape(len(recording.values), -1)
+        self.sample_rate, self.channels = recording.sample_rate, self._values.shape[1]
+
+    def blocks(self, n_frames: int) -> Iterator[np.ndarray]:
+        for first in range(0, len(self._values), n_frames):
+            yield self._values[first:first + n_frames].astype(np.float32)
+
+    def close(self) -> None:
+        pass
+
+
+class _LibsndfileStream:
+    """A file that libsndfile reads."""
+
+    def __init__(self, path: Path) -> None:
+        self._sound = sf.SoundFile(path)
+        self.sample_rate, self.channels = self._sound.samplerate, self._sound.channels
+
+    def blocks(self, n_frames: int) -> Iterator[np.ndarray]:
+        while True:
+            try:
+                block = self._sound.read(n_frames, dtype="float32", always_2d=True)
+            except Exception as error:  # whatever a decoder raises is this file's
+                raise AudioError(f"cannot be decoded further: {_reason(error)}", status="corrupt") from error
+            if not len(block):
+                return
+            yield block
+
+    def close(self) -> None:
+        self._sound.close()
+
+
+def _open(path: Path) -> _Stream:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise AudioError(f"cannot be opened: {error.strerror}", status="corrupt") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError("is no file: leave it out", status="unsupported")
+    if status.st_size == 0:
+        raise AudioError("has 0 bytes: copy it from the recorder again, or leave it out", status="empty")
+    try:
+        return _LibsndfileStream(path)
+    except Exception as error:  # whatever a decoder raises is this file's, and ffmpeg may know better
+        return FfmpegStream(path, refused=_reason(error))
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "error_string", None) or str(error) or type(error).__name__
+    return text.strip().rstrip(".").splitlines()[0]
+
+
+class _PartCutter:
+    """Cuts one part of a recording into windows while its samples pass by."""
+
+    def __init__(self, index: int, first: int, end: int | None, segment_samples: int, hop_samples: int,
+                 least_new_samples: int) -> None:
+        self.first = first
+        self._index, self._end = index, end
+        self._segment_samples, self._hop_samples = segment_samples, hop_samples
+        self._least_new_samples = min(least_new_samples, hop_samples)
+        self._held: deque[tuple[int, np.ndarray]] = deque()  # position and samples of blocks not yet done with
+        self._next_start = first
+        self._held_end = first
+
+    def is_over(self, position: int) -> bool:
+        """Whether nothing of the part lies at or after a position of the recording."""
+        return self._end is not None and self._end <= position
+
+    def feed(self, position: int, block: np.ndarray) -> Iterator[Window]:
+        """Take the next block, which begins at ``position``, and yield the windows that are certain now."""
+        low = max(self.first - position, 0)
+        high = len(block) if self._end is None else min(self._end - position, len(block))
+        if high <= low:
+            return
+        self._held.append((position + low, block[low:high]))
+        self._held_end = position + high
+        # strictly more: a window that ends exactly with the part is the last one, given by ``finish``
+        while self._held_end > self._next_start + self._segment_samples:
+            yield self._window(self._next_start, self._next_start + self._segment_samples)
+            self._next_start += self._hop_samples
+        # the last window may reach back by a whole window
+        needed = min(self._next_start, self._held_end - self._segment_samples)
+        while self._held and self._held[0][0] + len(self._held[0][1]) <= needed:
+            self._held.popleft()
+
+    def finish(self) -> Iterator[Window]:
+        """Yield the last window, moved back to end with the part, if it adds something worth having."""
+        last = max(self.first, self._held_end - self._segment_samples)
+        if self._held_end == self.first:
+            return
+        if self._next_start > self.first and last - (self._next_start - self._hop_samples) < self._least_new_samples:
+            return
+        yield self._window(last, self._held_end)
+
+    def _window(self, low: int, high: int) -> Window:
+        pieces = [samples[max(low - start, 0):high - start] for start, samples in self._held
+                  if start < high and start + len(samples) > low]
+        return Window(self._index, low, pieces[0].copy() if len(pieces) == 1 else np.concatenate(pieces))
 
 
 def check_audible(path: str | os.PathLike, *, duration_seconds: float, peak: float) -> None:
@@ -240,85 +409,3 @@ def load_audio(path: str | os.PathLike, *, sample_rate: int) -> np.ndarray:
     """Read a whole recording; float32 ``(n_samples,)`` mono at ``sample_rate``. Raises AudioError."""
     with RecordingReader(path, sample_rate=sample_rate) as reader:
         return np.concatenate(list(reader.blocks()))
-
-
-def _cut(blocks: Iterator[np.ndarray], first: int, end: int | None) -> Iterator[np.ndarray]:
-    position = 0
-    for block in blocks:
-        low, high = max(first - position, 0), len(block) if end is None else min(end - position, len(block))
-        position += len(block)
-        if high > low:
-            yield block[low:high]
-
-
-def _windows(blocks: Iterator[np.ndarray], segment_samples: int, hop_samples: int,
-             *, offset: int) -> Iterator[tuple[int, np.ndarray]]:
-    held: np.ndarray = np.empty(0, dtype=np.float32)  # always keeps the last segment_samples, for the last window
-    held_start = next_start = 0
-    for block in blocks:
-        held = np.concatenate([held, block])
-        # strictly more: a window that ends exactly with the recording is the last window, emitted below
-        while held_start + len(held) > next_start + segment_samples:
-            low = next_start - held_start
-            yield offset + next_start, held[low:low + segment_samples].copy()
-            next_start += hop_samples
-        drop = min(next_start - held_start, len(held) - segment_samples)
-        if drop > 0:
-            held, held_start = held[drop:], held_start + drop
-    if len(held):
-        yield offset + held_start + max(0, len(held) - segment_samples), held[-segment_samples:].copy()
-
-
-def _decode_with_ffmpeg(path: Path, libsndfile_error: sf.LibsndfileError) -> tuple[np.ndarray, int]:
-    """Return float32 ``(n_frames, n_channels)`` and the rate of a file that libsndfile refuses."""
-    extension = path.suffix.lower()
-    if shutil.which("ffmpeg") is None:
-        reason = (f"{path} is not readable by libsndfile ({libsndfile_error.error_string.rstrip('.')}) and ffmpeg is"
-                  f" not installed: install ffmpeg or convert the file to WAV")
-        raise AudioError(reason, status="unsupported" if extension in _FFMPEG_ONLY else "corrupt")
-    try:
-        audio = AudioSegment.from_file(path, format=_FFMPEG_FORMATS.get(extension))
-    # pydub indexes into ffprobe's answer without looking, so a file without audio shows as IndexError or KeyError
-    except (CouldntDecodeError, OSError, IndexError, KeyError, ValueError) as error:
-        raise AudioError(f"{path} holds no audio that libsndfile or ffmpeg can decode"
-                         f" ({libsndfile_error.error_string.rstrip('.')})", status="corrupt") from error
-    scale = float(1 << (8 * audio.sample_width - 1))
-    samples = np.array(audio.get_array_of_samples(), dtype=np.float32) / scale
-    return samples.reshape(-1, audio.channels), audio.frame_rate
-
-
-_GUANO_TIMESTAMP = re.compile(rb"Timestamp:\s*(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?)(Z|[+-]\d\d:?\d\d)")
-_AUDIOMOTH_COMMENT = re.compile(
-    rb"Recorded at (\d\d:\d\d:\d\d)(?:\.\d+)? (\d\d/\d\d/\d{4}) \(UTC([+-]\d{1,2})?(?::(\d\d))?\)")
-_HEADER_BYTES = 1 << 16  # GUANO may also stand at the end of the file
-
-
-def read_recorded_at(path: str | os.PathLike) -> datetime | None:
-    """Return when a recorder says it began, or None when it does not tell the offset from UTC.
-
-    Reads GUANO's ``Timestamp`` (GUANO specification 1.0) and AudioMoth's comment ("Recorded at 03:13:00
-    03/05/2025 (UTC+2)"); a time in the file name alone has no offset and is not used.
-    """
-    with open(path, "rb") as stream:
-        head = stream.read(_HEADER_BYTES)
-        if not head.startswith((b"RIFF", b"RF64")):
-            return None
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, size - _HEADER_BYTES))
-        text = head + stream.read()
-    if guano := _GUANO_TIMESTAMP.search(text):
-        moment = guano[1].decode().replace(" ", "T")
-        return _parse("%Y-%m-%dT%H:%M:%S%z", moment[:19] + guano[2].decode())
-    if comment := _AUDIOMOTH_COMMENT.search(text):
-        hours, minutes = int(comment[3] or 0), int(comment[4] or 0)
-        naive = _parse("%d/%m/%Y %H:%M:%S", f"{comment[2].decode()} {comment[1].decode()}")
-        offset = timedelta(hours=hours, minutes=minutes if hours >= 0 else -minutes)
-        return naive.replace(tzinfo=timezone(offset)) if naive and abs(offset) < timedelta(days=1) else None
-    return None
-
-
-def _parse(pattern: str, text: str) -> datetime | None:
-    try:
-        return datetime.strptime(text, pattern)
-    except ValueError:  # a damaged date is the same as none
-        return None

@@ -6,30 +6,35 @@ otherwise the audio itself.
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from models.errors import CheckpointError, ManifestError
-from utils import metrics, reports
-from utils.evaluation import intervals
-from utils.storage.spectrograms import SpectrogramDataset, make_loader
+from models.description import ModelDescription
+from models.errors import CheckpointError, ConfigError, ManifestError
+from utils import reports
+from utils.evaluation.comparison import paired_comparison
+from utils.evaluation.intervals import Bootstrap, score_intervals
 from utils.evaluation.page import write_evaluation_page
-from utils.storage.files import atomic_path, write_json
+from utils.evaluation.results import Evaluation, Latency, ModelEvaluation
+from utils.metrics import ScoredSegments, evaluate_segments
 from utils.prediction.predictor import EfficientNetPredictor
-from utils.storage.manifest import NOT_AUGMENTED, Manifest
-from utils.storage.names import check_inside, recording_hash
 from utils.running.progress import progress
+from utils.storage.files import atomic_path, write_json
+from utils.storage.locks import locked
+from utils.storage.manifest import NOT_AUGMENTED, Manifest, recording_contents
+from utils.storage.names import check_inside, recording_hash, safe_name
+from utils.storage.spectrograms import SpectrogramDataset, make_loader
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
 _WARM_UP_RUNS = 5
 _BYTES_PER_MEGABYTE = 1e6
+_PICTURES_OF_A_MODEL = ("confusion_matrix", "roc_curves", "precision_recall_curves", "reliability")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,17 +68,8 @@ class EvaluationSettings:
     seed: int
 
 
-@dataclass(frozen=True)
-class ModelResult:
-    """One model's probabilities on the test set and everything said about it."""
-
-    name: str
-    probabilities: np.ndarray
-    summary: dict
-
-
 def evaluate_models(predictors: Mapping[str, tuple[Path, EfficientNetPredictor]], manifest: Manifest,
-                    settings: EvaluationSettings) -> dict:
+                    settings: EvaluationSettings) -> Evaluation:
     """Score one or two models and write the whole output folder.
 
     Parameters
@@ -83,76 +79,73 @@ def evaluate_models(predictors: Mapping[str, tuple[Path, EfficientNetPredictor]]
     manifest : Manifest
         Test rows; augmented copies are left out.
     settings : EvaluationSettings
-        What to do.
+        What to do. Pictures that an earlier evaluation left in the folder are removed.
 
     Returns
     -------
-    dict
-        Content of ``metrics.json``.
+    Evaluation
+        What ``metrics.json`` tells.
 
     Raises
     ------
     CheckpointError
         If a model's classes are not the manifest's.
+    ConfigError
+        If another process writes the folder, or two models would write the same pictures.
     ManifestError
         If a model needs the audio and it cannot be found.
     """
-    test = _TestSet(manifest)
-    results = []
-    for name, (path, predictor) in predictors.items():
-        logger.info("scoring %s on %d segments of %d recordings", name, len(test.rows), test.n_recordings)
-        probabilities = model_probabilities(predictor, manifest, test.rows, audio_dir=settings.audio_dir,
-                                            n_workers=settings.n_workers)
-        results.append(ModelResult(name, probabilities, {
-            "name": name, "model_name": predictor.model.model_name, "sha256": predictor.model.sha256,
-            "file_megabytes": round(path.stat().st_size / _BYTES_PER_MEGABYTE, 2),
-            "n_parameters": predictor.model.n_parameters,
-            **_scores(probabilities, test, settings),
-            "latency": measure_latency(predictor, n_runs=settings.latency_runs),
-            "recordings_seen_in_training": _seen(predictor, test.recording_ids)}))
-    content = {
-        "format_version": FORMAT_VERSION, "class_names": list(test.class_names), "n_segments": len(test.rows),
-        "n_recordings": test.n_recordings,
-        "settings": {"test_csv": manifest.path.name, "bootstrap": settings.n_bootstrap,
-                     "confidence": settings.confidence, "seed": settings.seed},
-        "models": [result.summary for result in results], "comparison": _compare(results, test, settings)}
-    write_json(settings.output_dir / "metrics.json", content)
-    _write_predictions(settings.output_dir / "predictions.csv", results, manifest, test.rows)
-    _write_page(settings, content, results, test.labels)
-    return content
+    if len({_stem(name) for name in predictors}) != len(predictors):
+        raise ConfigError(f"the models' names must differ as file names, got {', '.join(predictors)}")
+    with locked(settings.output_dir):
+        test = _TestSet(manifest)
+        bootstrap = Bootstrap(recording_ids=test.recording_ids, n_bootstrap=settings.n_bootstrap,
+                              confidence=settings.confidence, seed=settings.seed)
+        models = [_evaluate_model(name, path, predictor, test, bootstrap, settings)
+                  for name, (path, predictor) in predictors.items()]
+        comparison = None
+        if len(models) == 2:
+            comparison = paired_comparison(models[0].segments, models[1].segments, bootstrap)
+        evaluation = Evaluation(test_csv=manifest.path.name, class_names=manifest.classes.names, bootstrap=bootstrap,
+                                models=models, comparison=comparison)
+        write_json(settings.output_dir / "metrics.json", evaluation.to_dict())
+        _write_predictions(settings.output_dir / "predictions.csv", models, test)
+        pictures = _draw_pictures(settings.output_dir, models)
+        write_evaluation_page(settings.output_dir / "report.html", evaluation, pictures=pictures)
+        _remove_pictures_of_other_models(settings.output_dir, kept={path for _, path in pictures})
+    return evaluation
 
 
 class _TestSet:
     """The rows of a manifest that are scored: all but augmented copies."""
 
     def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
         self.rows = np.flatnonzero(manifest.rows["augmentation"] == NOT_AUGMENTED)
         if not len(self.rows):
             raise ManifestError(f"{manifest.path} holds only augmented copies: evaluate on original recordings")
         self.labels = manifest.labels()[self.rows]
         self.recording_ids = manifest.recording_ids()[self.rows]
-        self.class_names = manifest.classes.names
-        self.n_recordings = len(set(self.recording_ids))
+
+    @cached_property
+    def contents(self) -> dict[str, frozenset[str]]:
+        """What each recording is recognised by, whatever it is called."""
+        return recording_contents(self.manifest)
 
 
-def _scores(probabilities: np.ndarray, test: _TestSet, settings: EvaluationSettings) -> dict:
-    def with_intervals(function: Callable) -> Any:
-        return function(probabilities, test.labels, test.recording_ids, class_names=test.class_names,
-                        n_bootstrap=settings.n_bootstrap, confidence=settings.confidence,
-                        rng=np.random.default_rng(settings.seed))
-
-    return {"metrics": metrics.evaluate(probabilities, test.labels, class_names=test.class_names),
-            "intervals": with_intervals(intervals.bootstrap_intervals),
-            "class_intervals": with_intervals(intervals.per_class_intervals)}
-
-
-def _compare(results: Sequence[ModelResult], test: _TestSet, settings: EvaluationSettings) -> dict | None:
-    if len(results) != 2:
-        return None
-    return intervals.paired_comparison(
-        results[0].probabilities, results[1].probabilities, test.labels, test.recording_ids,
-        class_names=test.class_names, n_bootstrap=settings.n_bootstrap, confidence=settings.confidence,
-        rng=np.random.default_rng(settings.seed))
+def _evaluate_model(name: str, path: Path, predictor: EfficientNetPredictor, test: _TestSet, bootstrap: Bootstrap,
+                    settings: EvaluationSettings) -> ModelEvaluation:
+    logger.info("scoring %s on %d segments of %d recordings", name, bootstrap.n_segments, bootstrap.n_recordings)
+    probabilities = model_probabilities(predictor, test.manifest, test.rows, audio_dir=settings.audio_dir,
+                                        n_workers=settings.n_workers)
+    segments = ScoredSegments(probabilities, test.labels, test.manifest.classes.names)
+    intervals, class_intervals = score_intervals(segments, bootstrap)
+    return ModelEvaluation(
+        name=name, segments=segments, metrics=evaluate_segments(segments), intervals=intervals,
+        class_intervals=class_intervals, description=predictor.model,
+        file_megabytes=round(path.stat().st_size / _BYTES_PER_MEGABYTE, 2),
+        latency=measure_latency(predictor, n_runs=settings.latency_runs),
+        recordings_seen_in_training=_count_seen(predictor.model, test))
 
 
 def model_probabilities(predictor: EfficientNetPredictor, manifest: Manifest, rows: np.ndarray, *,
@@ -169,14 +162,8 @@ def model_probabilities(predictor: EfficientNetPredictor, manifest: Manifest, ro
     return probabilities[:, order]
 
 
-def measure_latency(predictor: EfficientNetPredictor, *, n_runs: int) -> dict:
-    """Time the network on one window and on full batches, after a warm-up, waiting for the device.
-
-    Returns
-    -------
-    dict
-        ``median_ms``, ``p95_ms`` of one window; ``clips_per_second`` in batches of ``batch_size``; ``device``.
-    """
+def measure_latency(predictor: EfficientNetPredictor, *, n_runs: int) -> Latency:
+    """Time the network on one window and on full batches, after a warm-up, waiting for the device."""
     frontend = predictor.model.frontend
     rng = np.random.default_rng(0)
     batch = rng.normal(-40.0, 10.0, (predictor.batch_size, frontend.n_mels, frontend.n_frames)).astype(np.float32)
@@ -192,9 +179,9 @@ def measure_latency(predictor: EfficientNetPredictor, *, n_runs: int) -> dict:
     seconds(batch)
     n_batch_runs = max(1, n_runs // 10)
     batch_seconds = float(np.median([seconds(batch) for _ in range(n_batch_runs)]))
-    return {"median_ms": float(np.median(single_ms)), "p95_ms": float(np.percentile(single_ms, 95)),
-            "clips_per_second": len(batch) / batch_seconds, "batch_size": len(batch), "n_runs": n_runs,
-            "device": predictor.backend.name, "torch_threads": predictor.backend.n_threads}
+    return Latency(median_ms=float(np.median(single_ms)), p95_ms=float(np.percentile(single_ms, 95)),
+                   clips_per_second=len(batch) / batch_seconds, batch_size=len(batch), n_runs=n_runs,
+                   device=predictor.backend.name, torch_threads=predictor.backend.n_threads)
 
 
 def _class_order(predictor: EfficientNetPredictor, manifest: Manifest) -> list[int]:
@@ -235,59 +222,65 @@ def _audio_folder(manifest: Manifest, audio_dir: Path | None) -> Path:
     return audio_dir or manifest.path.parent / str(recorded)
 
 
-def _seen(predictor: EfficientNetPredictor, recording_ids: np.ndarray) -> int | None:
-    """Return how many test recordings the checkpoint lists as learnt from; None when it has no list."""
-    listed = predictor.model.metadata.get("recordings")
-    if listed is None:
+def _count_seen(model: ModelDescription, test: _TestSet) -> int | None:
+    """Return how many test recordings the model learnt from; None when its file has no list."""
+    recordings = set(test.recording_ids.tolist())
+    if "recording_contents" in model.metadata:
+        learnt = set(model.metadata["recording_contents"])
+        n_seen = sum(not learnt.isdisjoint(test.contents[recording_id]) for recording_id in recordings)
+    elif "recordings" in model.metadata:  # NightScan 2.0 knew recordings by their name only
+        n_seen = len({recording_hash(recording_id) for recording_id in recordings} & set(model.metadata["recordings"]))
+    else:
         return None
-    n_seen = len({recording_hash(recording_id) for recording_id in recording_ids} & set(listed))
     if n_seen:
-        logger.warning("%d test recordings were used to train %s: its scores are too good", n_seen,
-                       predictor.model.model_name)
+        logger.warning("%d test recordings were used to train %s: its scores are too good", n_seen, model.model_name)
     return n_seen
 
 
-def _write_predictions(path: Path, results: Sequence[ModelResult], manifest: Manifest, rows: np.ndarray) -> None:
-    names = np.array(manifest.classes.names)
-    table = manifest.rows.iloc[rows]
+def _write_predictions(path: Path, models: Sequence[ModelEvaluation], test: _TestSet) -> None:
+    names, table = np.array(test.manifest.classes.names), test.manifest.rows.iloc[test.rows]
     parts = []
-    for result in results:
-        top = result.probabilities.argmax(axis=1)
+    for model in models:
+        probabilities = model.segments.probabilities
+        top = probabilities.argmax(axis=1)
         part = pd.DataFrame({
-            "model": result.name, "path": table["path"].to_numpy(), "recording_id": table["recording_id"].to_numpy(),
+            "model": model.name, "path": table["path"].to_numpy(), "recording_id": table["recording_id"].to_numpy(),
             "source_path": table["source_path"].to_numpy(), "start_seconds": table["start_seconds"].to_numpy(),
             "end_seconds": table["end_seconds"].to_numpy(), "true_class": names[table["label"]],
-            "top_class": names[top], "top_confidence": result.probabilities[np.arange(len(top)), top].round(6)})
+            "top_class": names[top], "top_confidence": probabilities[np.arange(len(top)), top].round(6)})
         for index, name in enumerate(names):
-            part[f"score_{name}"] = result.probabilities[:, index].round(6)
+            part[f"score_{name}"] = probabilities[:, index].round(6)
         parts.append(part)
     with atomic_path(path) as temporary:
         pd.concat(parts).to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
 
 
-def _write_page(settings: EvaluationSettings, content: dict, results: Sequence[ModelResult],
-                labels: np.ndarray) -> None:
-    names, folder, pictures = content["class_names"], settings.output_dir, []
-    for result in results:
-        stem = result.name.lower().replace(" ", "_")
-        paths = {kind: folder / f"{kind}_{stem}.png"
-                 for kind in ("confusion_matrix", "roc_curves", "precision_recall_curves", "reliability")}
-        confusion = np.array(result.summary["metrics"]["confusion_matrix"])
-        reports.plot_confusion_matrix(paths["confusion_matrix"], confusion, class_names=names, title=result.name)
-        reports.plot_roc_curves(paths["roc_curves"], result.probabilities, labels, class_names=names)
-        reports.plot_precision_recall_curves(paths["precision_recall_curves"], result.probabilities, labels,
-                                             class_names=names)
-        reports.plot_reliability(paths["reliability"], result.probabilities, labels)
-        pictures += [(f"{result.name}: {kind.replace('_', ' ')}", path) for kind, path in paths.items()]
-    reports.plot_comparison(folder / "comparison.png", [result.summary for result in results])
-    pictures.insert(0, ("Scores and classes", folder / "comparison.png"))
-    seen = {f"{result.name}: test recordings seen in training":
-            "unknown" if result.summary["recordings_seen_in_training"] is None
-            else result.summary["recordings_seen_in_training"] for result in results}
-    write_evaluation_page(folder / "report.html", results=[result.summary for result in results],
-                          comparison=content["comparison"], pictures=pictures,
-                          settings={**content["settings"], "n_segments": content["n_segments"],
-                                    "n_recordings": content["n_recordings"], **seen})
+def _draw_pictures(folder: Path, models: Sequence[ModelEvaluation]) -> list[tuple[str, Path]]:
+    """Draw every picture; return title and path of each in the order of the page."""
+    pictures = [("Scores and classes", folder / "comparison.png")]
+    reports.plot_comparison(pictures[0][1], models)
+    for model in models:
+        segments, names = model.segments, model.segments.class_names
+        paths = {kind: folder / f"{kind}_{_stem(model.name)}.png" for kind in _PICTURES_OF_A_MODEL}
+        reports.plot_confusion_matrix(paths["confusion_matrix"], np.array(model.metrics["confusion_matrix"]),
+                                      class_names=names, title=model.name)
+        reports.plot_roc_curves(paths["roc_curves"], segments.probabilities, segments.labels, class_names=names)
+        reports.plot_precision_recall_curves(paths["precision_recall_curves"], segments.probabilities,
+                                             segments.labels, class_names=names)
+        reports.plot_reliability(paths["reliability"], segments.probabilities, segments.labels)
+        pictures += [(f"{model.name}: {kind.replace('_', ' ')}", path) for kind, path in paths.items()]
+    return pictures
+
+
+def _remove_pictures_of_other_models(folder: Path, *, kept: set[Path]) -> None:
+    """Remove what an earlier evaluation drew of models that this one does not have."""
+    for kind in _PICTURES_OF_A_MODEL:
+        for path in sorted(set(folder.glob(f"{kind}_*.png")) - kept):
+            path.unlink()
+
+
+def _stem(model_name: str) -> str:
+    return safe_name(model_name).lower()
 
 
 def legacy_class_names(manifest: Manifest) -> tuple[str, ...]:

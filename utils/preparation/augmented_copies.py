@@ -1,4 +1,4 @@
-"""Augmented copies of training segments: how many, and making them."""
+"""Augmented copies of training windows: how many, and making them."""
 
 import functools
 import logging
@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from models.audio_frontend import cached_frontend
 from models.data_augmentation import AudioAugmentationPipeline
-from utils.running import parallel
 from utils.audio.recordings import RecordingReader
-from utils.preparation.extraction import PreprocessSettings, cached_frontend
+from utils.preparation.extraction import PreprocessSettings
 from utils.storage.files import save_array
 from utils.storage.journal import Journal, settings_key
+from utils.storage.names import text_to_name
+from utils.running.parallel import Executor, Lost, report_alive, run_each
 from utils.running.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -22,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AugmentationJob:
-    """The training segments of one recording and how many copies each gets."""
+    """The training windows of one recording and how many copies each gets."""
 
     source_path: str
     rows: list[dict]
@@ -46,18 +48,21 @@ def plan_copies(train_rows: pd.DataFrame, settings: PreprocessSettings) -> np.nd
 
 
 def augment_recording(settings: PreprocessSettings, job: AugmentationJob) -> list[dict[str, Any]]:
-    """Write the augmented copies of one recording's training segments and return their manifest rows."""
+    """Write the augmented copies of one recording's training windows and return their manifest rows."""
     pipeline = AudioAugmentationPipeline.from_config(settings.augmentation)
     frontend = cached_frontend(settings.frontend)
     rate = settings.frontend.sample_rate
-    spans = [(round(row["start_seconds"] * rate), round(row["end_seconds"] * rate)) for row in job.rows]
+    length = settings.frontend.segment_samples
+    parts = [(round(row["start_seconds"] * rate), round(row["end_seconds"] * rate)) for row in job.rows]
     made = []
-    with RecordingReader(settings.input_dir / job.source_path, sample_rate=rate) as reader:
-        for index, samples in reader.intervals(spans):
-            row = job.rows[index]
+    with RecordingReader(settings.input_dir / text_to_name(job.source_path), sample_rate=rate,
+                         on_block=report_alive) as reader:
+        for part, _, samples in reader.windows(segment_samples=length, hop_samples=length, least_new_samples=length,
+                                               parts=parts):
+            row = job.rows[part]
             clip = frontend.fit_length(samples)
-            for copy in range(1, job.n_copies[index] + 1):
-                # the seed names the segment and the copy, so neither order nor workers matter
+            for copy in range(1, job.n_copies[part] + 1):
+                # the seed names the window and the copy, so neither order nor workers matter
                 rng = np.random.default_rng([settings.random_state, *row["path"].encode(), copy])
                 augmented = pipeline.augment_waveform(clip, sample_rate=rate, rng=rng)
                 path = f"{row['path'].removesuffix('.npy')}_aug{copy:02d}.npy"
@@ -67,7 +72,7 @@ def augment_recording(settings: PreprocessSettings, job: AugmentationJob) -> lis
 
 
 def augment_all(settings: PreprocessSettings, rows: pd.DataFrame, copies: np.ndarray, journal: Journal,
-                n_workers: int) -> pd.DataFrame:
+                executor: Executor) -> pd.DataFrame:
     """Make every planned copy in worker processes and return their manifest rows, sorted."""
     jobs: dict[str, AugmentationJob] = {}
     for row, n_copies in zip(rows[rows["split"] == "train"].to_dict("records"), copies, strict=True):
@@ -79,15 +84,15 @@ def augment_all(settings: PreprocessSettings, rows: pd.DataFrame, copies: np.nda
     for job in jobs.values():
         key = settings_key(settings.augmentation_key(), asdict(job))
         done = journal.find("augmentation", job.source_path, key)
-        if done and all((settings.output_dir / row["path"]).exists() for row in done["rows"]):
+        if done and settings.are_whole(row["path"] for row in done["rows"]):
             made += done["rows"]
         else:
             todo.append(job)
     work = functools.partial(augment_recording, settings)
-    pending = parallel.map_unordered(work, todo, n_workers=n_workers)
+    pending = run_each(executor, work, todo)
     for job, result in progress(pending, total=len(todo), description="augmented copies", unit="file"):
-        if isinstance(result, parallel.WorkerCrash):
-            logger.warning("%s: a worker died while making augmented copies; it has none", job.source_path)
+        if isinstance(result, Lost):
+            logger.warning("%s has no augmented copies: %s", job.source_path, result.reason)
             continue
         made += result
         journal.add("augmentation", job.source_path, settings_key(settings.augmentation_key(), asdict(job)),

@@ -1,25 +1,23 @@
 """One recording to log-mel spectrograms: what a worker process does with a file."""
 
-import functools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from models.audio_frontend import LogMelFrontend, frontend_fingerprint, segment_starts
+from models.audio_frontend import cached_frontend, frontend_fingerprint
 from models.efficientnet_config import AugmentationConfig, FrontendConfig
 from models.errors import AudioError
-from utils.audio.recordings import RecordingReader, check_audible
-from utils.storage.files import file_sha256, save_array
-from utils.storage.journal import settings_key
-from utils.storage.names import safe_name
+from utils.audio.recordings import Outcome, Part, RecordingReader, check_audible
 from utils.preparation.sources import Source
+from utils.running.parallel import report_alive
+from utils.storage.files import file_sha256, is_whole_array, save_array
+from utils.storage.journal import settings_key
+from utils.storage.names import folder_name
 
 _ACTIVE_RANGE_DB = 30.0  # a window this far below the recording's loudest holds no sound of interest
-_LEAST_NEW_SECONDS = 0.1  # a window that starts this little after the one before is that one again
-_LONGEST_RECORDING_SECONDS = 1e7  # stands for "to the end" among regions with known ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +35,9 @@ class PreprocessSettings:
     segment_selection : str
         ``active`` or ``all``.
     augmentation_factor : int
-        Augmented copies per training segment; 0 is off.
+        Augmented copies per training window; 0 is off.
     balance_classes : bool
-        Make copies of the minority classes' training segments up to the largest class.
+        Make copies of the minority classes' training windows up to the largest class.
     max_balance_ratio : float
         A class grows at most to this many times its size.
     ratios : tuple of float
@@ -66,6 +64,16 @@ class PreprocessSettings:
         overlap = round(self.frontend.sample_rate * self.segment_overlap_ms / 1000)
         return self.frontend.segment_samples - overlap
 
+    @property
+    def makes_copies(self) -> bool:
+        """Whether any augmented copy may be made."""
+        return self.balance_classes or self.augmentation_factor > 0
+
+    def are_whole(self, paths: Iterable[str]) -> bool:
+        """Whether spectrograms that were made earlier are all there in full; a power cut may have emptied one."""
+        return all(is_whole_array(self.output_dir / path, (self.frontend.n_mels, self.frontend.n_frames))
+                   for path in paths)
+
     def extraction_key(self) -> str:
         """Return what a recording's spectrograms depend on, as a hash."""
         return settings_key(frontend_fingerprint(self.frontend), self.segment_overlap_ms, self.segment_selection)
@@ -76,8 +84,8 @@ class PreprocessSettings:
 
 
 @dataclass(frozen=True)
-class Segment:
-    """One window that was kept: its spectrogram, place and class."""
+class LabelledWindow:
+    """One window that was kept: its spectrogram, class and place."""
 
     path: str
     class_name: str
@@ -86,105 +94,92 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class RecordingResult:
-    """What became of one input file: a row of ``files.csv`` and its segments."""
+class ExtractedRecording:
+    """One input file: what became of it, a row of ``files.csv``, and its windows."""
 
     source_path: str
-    status: str
-    reason: str = ""
-    duration_seconds: float | None = None
-    sample_rate: int | None = None
-    channels: int | None = None
+    outcome: Outcome
     sha256: str = ""
-    segments: tuple[Segment, ...] = ()
+    windows: tuple[LabelledWindow, ...] = ()
+
+    def to_json(self) -> dict:
+        """Return plain types for the journal."""
+        return {"source_path": self.source_path, **asdict(self.outcome), "sha256": self.sha256,
+                "segments": [asdict(window) for window in self.windows]}
 
     @classmethod
-    def from_json(cls, values: dict) -> "RecordingResult":
-        """Rebuild a result from what ``dataclasses.asdict`` gave."""
-        return cls(**{**values, "segments": tuple(Segment(**segment) for segment in values["segments"])})
+    def from_json(cls, values: Mapping[str, Any]) -> "ExtractedRecording":
+        """Rebuild what ``to_json`` gave."""
+        outcome = Outcome(**{field.name: values[field.name] for field in fields(Outcome)})
+        return cls(values["source_path"], outcome, values["sha256"],
+                   tuple(LabelledWindow(**window) for window in values["segments"]))
 
 
-def extract_recording(settings: PreprocessSettings, source: Source) -> RecordingResult:
+def extract_recording(settings: PreprocessSettings, source: Source) -> ExtractedRecording:
     """Decode one recording, write the log-mels of its windows, and say what came of it.
 
     Never raises for a bad file: the reason stands in the result.
     """
-    path = settings.input_dir / source.source_path
-    written: dict[str, Segment] = {}
+    path = source.audio_path(settings.input_dir)
+    written: dict[str, LabelledWindow] = {}
     facts: dict[str, Any] = {}
+    sha256 = ""
     try:
-        with RecordingReader(path, sample_rate=settings.frontend.sample_rate) as reader:
-            segments, peak = _write_segments(settings, source, reader, written)
+        with RecordingReader(path, sample_rate=settings.frontend.sample_rate, on_block=report_alive) as reader:
+            windows, peak = _write_windows(settings, source, reader, written)
             facts = {"duration_seconds": round(reader.duration_seconds, 6), "sample_rate": reader.native_sample_rate,
-                     "channels": reader.channels, "sha256": file_sha256(path)}
+                     "channels": reader.channels}
+        sha256 = file_sha256(path)
         if not written:
             raise AudioError(f"{path} lasts {reader.duration_seconds:.1f} s and none of its labelled times lies"
                              f" within: correct the labels", status="empty")
         check_audible(path, duration_seconds=reader.duration_seconds, peak=peak)
     except AudioError as error:
         _remove(settings.output_dir, written.values())
-        return RecordingResult(source.source_path, error.status, str(error), **facts)
-    return RecordingResult(source.source_path, "ok", **facts, segments=tuple(segments))
+        return ExtractedRecording(source.source_path, Outcome(error.status, str(error), **facts), sha256)
+    return ExtractedRecording(source.source_path, Outcome(reason=reader.damage, **facts), sha256, tuple(windows))
 
 
-@functools.lru_cache(maxsize=2)
-def cached_frontend(config: FrontendConfig) -> LogMelFrontend:
-    """Return the front end of a config, built once a process."""
-    return LogMelFrontend(config)
-
-
-def _write_segments(settings: PreprocessSettings, source: Source, reader: RecordingReader,
-                    written: dict[str, Segment]) -> tuple[list[Segment], float]:
+def _write_windows(settings: PreprocessSettings, source: Source, reader: RecordingReader,
+                   written: dict[str, LabelledWindow]) -> tuple[list[LabelledWindow], float]:
     """Write every window, noting it in ``written``, then drop what the selection leaves out.
 
-    Return the segments that are left and the highest sample of all.
+    Return the windows that are left and the highest sample of all.
     """
-    frontend = cached_frontend(settings.frontend)
+    frontend, rate = cached_frontend(settings.frontend), settings.frontend.sample_rate
     levels, peak = [], 0.0
-    previous: tuple[str, float] = ("", -np.inf)
-    for class_name, start, samples in _labelled_windows(settings, source, reader):
-        if class_name == previous[0] and start - previous[1] < _LEAST_NEW_SECONDS * settings.frontend.sample_rate:
-            continue
-        previous = (class_name, start)
-        start_ms = round(1000 * start / settings.frontend.sample_rate)
-        path = f"spectrograms/{safe_name(class_name)}/{source.file_stem}_{start_ms}.npy"
+    for part, start, samples in reader.windows(
+            segment_samples=settings.frontend.segment_samples, hop_samples=settings.hop_samples,
+            least_new_samples=settings.frontend.least_new_samples, parts=_parts(source, rate)):
+        class_name = source.regions[part].class_name
+        start_ms = round(1000 * start / rate)
+        path = f"spectrograms/{folder_name(class_name)}/{source.file_stem}_{start_ms}.npy"
         if path in written:
             continue
         log_mel = frontend.log_mel(samples)
         save_array(settings.output_dir / path, log_mel)
-        written[path] = Segment(path, class_name, start, start + len(samples))
+        written[path] = LabelledWindow(path, class_name, start, start + len(samples))
         levels.append(float(log_mel.max()))
         peak = max(peak, float(np.abs(samples).max()))
-    segments = list(written.values())
-    if settings.segment_selection == "active" and segments:
+    windows = list(written.values())
+    if settings.segment_selection == "active" and windows:
         loudest = max(levels)
         active = [level > loudest - _ACTIVE_RANGE_DB for level in levels]
-        _remove(settings.output_dir, [segment for segment, keep in zip(segments, active, strict=True) if not keep])
-        segments = [segment for segment, keep in zip(segments, active, strict=True) if keep]
-    return segments, peak
+        _remove(settings.output_dir, [window for window, keep in zip(windows, active, strict=True) if not keep])
+        windows = [window for window, keep in zip(windows, active, strict=True) if keep]
+    return windows, peak
 
 
-def _labelled_windows(settings: PreprocessSettings, source: Source,
-                      reader: RecordingReader) -> Iterator[tuple[str, int, np.ndarray]]:
-    """Yield class name, first sample and samples of every window of a source, decoding once."""
-    rate, length = settings.frontend.sample_rate, settings.frontend.segment_samples
-    if len(source.regions) == 1:
-        region = source.regions[0]
-        for start, samples in reader.segments(segment_samples=length, hop_samples=settings.hop_samples,
-                                              start_seconds=region.start_seconds, end_seconds=region.end_seconds):
-            yield region.class_name, start, samples
-        return
-    spans, names = [], []
+def _parts(source: Source, sample_rate: int) -> list[Part]:
+    """Return the labelled parts of a source in samples, each at least one sample long."""
+    parts: list[Part] = []
     for region in source.regions:
-        end_seconds = _LONGEST_RECORDING_SECONDS if region.end_seconds is None else region.end_seconds
-        first = round(region.start_seconds * rate)
-        spans.append((first, max(first + 1, round(end_seconds * rate))))
-        names.append(region.class_name)
-    for index, samples in reader.intervals(spans):
-        for offset in segment_starts(len(samples), segment_samples=length, hop_samples=settings.hop_samples):
-            yield names[index], spans[index][0] + offset, samples[offset:offset + length]
+        first = round(region.start_seconds * sample_rate)
+        end = region.end_seconds
+        parts.append((first, None if end is None else max(first + 1, round(end * sample_rate))))
+    return parts
 
 
-def _remove(output_dir: Path, segments: Iterable[Segment]) -> None:
-    for segment in segments:
-        (output_dir / segment.path).unlink(missing_ok=True)
+def _remove(output_dir: Path, windows: Iterable[LabelledWindow]) -> None:
+    for window in windows:
+        (output_dir / window.path).unlink(missing_ok=True)

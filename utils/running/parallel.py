@@ -1,17 +1,132 @@
-"""Run one function over many files in worker processes, one crash costing one file."""
+"""Work on many items in processes of their own: a crash or a hang costs one item, never the run.
 
-import itertools
+One ``Executor`` seam: whoever has work hands it a function and items, and gets the parts of each result as they come.
+``LocalProcesses`` is the executor of one machine, ``ThisProcess`` runs in the caller's process.
+
+A worker sends each part through a pipe of its own and stops when the pipe is full, so that neither a day-long
+recording nor a slow consumer fills the memory. Every part is a sign of life, and so is ``report_alive``: an item that
+gives none for a while is hung, however long it may take in all.
+"""
+
+import contextlib
+import multiprocessing
 import os
+import pickle
+import queue
+import signal
+import threading
+import time
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-_QUEUED_PER_WORKER = 4  # enough to keep workers busy, few enough that memory does not grow with the file list
+Item = TypeVar("Item")
+Work = Callable[[Any], Iterable[Any]]
+
+SILENCE_SECONDS = 120.0
+_POLL_SECONDS = 1.0
+_ALIVE_EVERY_SECONDS = 1.0
+_WAITING_PARTS = 64  # parts a worker may have ready before it waits for the consumer
+_ITEMS_AHEAD = 8  # of a worker whose turn it is not: many short files keep it busy meanwhile
+_GOODBYE_SECONDS = 5.0
 
 
-class WorkerCrash:
-    """Stands for the result of an item whose worker process died (a decoder that crashed, say)."""
+class Done:
+    """Follows the last part of an item."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Follows the parts of an item whose worker is gone.
+
+    Parameters
+    ----------
+    hung : bool
+        It gave no sign of life and was killed; False when it died by itself or was killed by another.
+    reason : str
+        What happened, for a person.
+    """
+
+    hung: bool
+    reason: str
+
+    @property
+    def status(self) -> str:
+        """Status of a file that was lost, as tables tell it."""
+        return "timeout" if self.hung else "corrupt"
+
+    def told_of(self, name: object) -> str:
+        """Return the message about a file that was lost."""
+        return f"{name} could not be read: {self.reason}; run again, and if it fails again convert it to WAV"
+
+
+class Executor(Protocol):
+    """What work is handed to."""
+
+    def stream(self, work: Work, items: Iterable[Item], *, in_order: bool) -> Iterator[tuple[Item, Any]]:
+        """Yield ``(item, part)`` for every part of ``work(item)``, then ``(item, Done())`` or ``(item, Lost(...))``.
+
+        Parameters
+        ----------
+        work : callable
+            Takes an item, gives an iterable of parts; importable by name and picklable, as are items and parts.
+        items : iterable
+            Taken lazily.
+        in_order : bool
+            Give the items one after the other in their order; else whichever has something.
+        """
+
+
+class RemoteError(RuntimeError):
+    """The traceback of an error in a worker; it is the cause of that error when it is raised here."""
+
+
+class ThisProcess:
+    """Runs the work where it is asked for: nothing is started, and nothing guards against a crash."""
+
+    def stream(self, work: Work, items: Iterable[Item], *, in_order: bool = True) -> Iterator[tuple[Item, Any]]:
+        """See ``Executor.stream``."""
+        for item in items:
+            for part in work(item):
+                yield item, part
+            yield item, Done()
+
+
+class LocalProcesses:
+    """Runs the work in processes of this machine, under spawn as well as fork.
+
+    Parameters
+    ----------
+    n_workers : int
+        Processes; one still is a process of its own.
+    silence_seconds : float
+        A worker that gives no sign of life for so long is killed.
+    """
+
+    def __init__(self, n_workers: int, *, silence_seconds: float = SILENCE_SECONDS) -> None:
+        self.n_workers = n_workers
+        self.silence_seconds = silence_seconds
+
+    def stream(self, work: Work, items: Iterable[Item], *, in_order: bool) -> Iterator[tuple[Item, Any]]:
+        """See ``Executor.stream``.
+
+        Raises
+        ------
+        Exception
+            Whatever ``work`` raised, with ``RemoteError`` as its cause: a bug is not a bad item.
+        """
+        return _Run(work, iter(items), self.n_workers, self.silence_seconds, in_order=in_order).parts()
+
+
+def run_each(executor: Executor, function: Callable[[Item], Any], items: Iterable[Item]
+             ) -> Iterator[tuple[Item, Any]]:
+    """Yield ``(item, function(item))``, or ``(item, Lost(...))``, for every item as they are done."""
+    for item, part in executor.stream(_OneResult(function), items, in_order=False):
+        if not isinstance(part, Done):
+            yield item, part
 
 
 def default_workers() -> int:
@@ -20,69 +135,235 @@ def default_workers() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def map_unordered(function: Callable[[Any], Any], items: Iterable[Any], *, n_workers: int) -> Iterator[tuple]:
-    """Yield ``(item, function(item))`` as results arrive.
-
-    Parameters
-    ----------
-    function : callable
-        Importable by name, so that it reaches workers under spawn as well as fork.
-    items : iterable
-        Picklable arguments; taken lazily.
-    n_workers : int
-        Processes; 1 runs in this process.
-
-    Yields
-    ------
-    item, result : tuple
-        ``result`` is a ``WorkerCrash`` where the worker died on that item, alone as well as in company.
-    """
-    if n_workers <= 1:
-        for item in items:
-            yield item, function(item)
-        return
-    remaining = iter(items)
-    suspects: list = []
-    while True:
-        suspects, finished = yield from _run_pool(function, remaining, n_workers)
-        for item in suspects:
-            yield item, _run_alone(function, item)
-        if finished:
-            return
+def report_alive() -> None:
+    """Tell, from inside of work, that it goes on; costs nothing outside of a worker or when told a moment ago."""
+    if _outbox is not None:
+        _outbox.report_alive()
 
 
-def _run_pool(function: Callable, items: Iterator, n_workers: int):
-    """Yield results until the items or the pool are done; return the items in flight and whether all is done."""
-    pool = ProcessPoolExecutor(n_workers)
-    in_flight: dict[Future, Any] = {}
-    try:
-        for item in itertools.islice(items, n_workers * _QUEUED_PER_WORKER):
-            in_flight[_submit(pool, function, item, in_flight)] = item
-        while in_flight:
-            done, _ = wait(in_flight, return_when=FIRST_COMPLETED)
-            for future in done:
-                result = future.result()
-                yield in_flight.pop(future), result
-                for item in itertools.islice(items, 1):
-                    in_flight[_submit(pool, function, item, in_flight)] = item
-        return [], True
-    except BrokenProcessPool:
-        return list(in_flight.values()), False
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+@dataclass(frozen=True)
+class _OneResult:
+    function: Callable
+
+    def __call__(self, item: Any) -> Iterator[Any]:
+        yield self.function(item)
 
 
-def _submit(pool: ProcessPoolExecutor, function: Callable, item: Any, in_flight: dict) -> Future:
-    try:
-        return pool.submit(function, item)
-    except BrokenProcessPool:
-        in_flight[Future()] = item  # it was taken from the iterator, so it must be run with the suspects
-        raise
+# The parent's side
 
 
-def _run_alone(function: Callable, item: Any) -> Any:
-    with ProcessPoolExecutor(1) as pool:
+class _Message(NamedTuple):
+    """What goes through a pipe: a part, the end of an item, or an error; nothing of it is a mere sign of life."""
+
+    part: Any = None
+    has_part: bool = False
+    ended: bool = False
+    error: Exception | None = None
+    remote_traceback: str = ""
+
+
+class _Stop:
+    """Goes to a worker in the place of an item: there are no more."""
+
+
+@dataclass
+class _Worker:
+    """A process, its pipe, and the items it was given and has not finished, oldest first."""
+
+    process: Any
+    channel: Connection
+    items: deque = field(default_factory=deque)
+    silent_seconds: float = 0.0
+
+
+class _Run:
+    """One pass over some items; owns the workers."""
+
+    def __init__(self, work: Work, items: Iterator, n_workers: int, silence_seconds: float, *, in_order: bool) -> None:
+        self._work, self._items, self._in_order = work, items, in_order
+        self._silence_seconds = silence_seconds
+        self._n_workers = n_workers
+        self._n_ahead = _ITEMS_AHEAD if in_order else 1
+        self._workers: list[_Worker] = []
+        self._turns: deque[int] = deque()  # in order: number of the worker of each unfinished item
+        self._exhausted = False
+
+    def parts(self) -> Iterator[tuple[Any, Any]]:
         try:
-            return pool.submit(function, item).result()
-        except BrokenProcessPool:
-            return WorkerCrash()
+            self._hand_out()
+            while any(worker.items for worker in self._workers):
+                for number in self._ready():
+                    yield from self._receive(number)
+                self._hand_out()
+            self._say_goodbye()
+        finally:
+            for worker in self._workers:
+                _end(worker)
+
+    def _hand_out(self) -> None:
+        """Give items to the workers that have fewest, starting workers as long as there is work for them."""
+        while not self._exhausted:
+            number = min(range(len(self._workers)), key=lambda n: len(self._workers[n].items), default=None)
+            if number is None or self._workers[number].items and len(self._workers) < self._n_workers:
+                number = len(self._workers)
+            elif len(self._workers[number].items) >= self._n_ahead:
+                return
+            try:
+                item = next(self._items)
+            except StopIteration:
+                self._exhausted = True
+                return
+            if number == len(self._workers):
+                self._workers.append(_start(self._work))
+            self._workers[number].items.append(item)
+            self._turns.append(number)
+            self._send(number, item)
+
+    def _send(self, number: int, item: Any) -> None:
+        worker = self._workers[number]
+        if len(worker.items) == 1:
+            worker.silent_seconds = 0.0
+        with contextlib.suppress(OSError):  # it died; its pipe tells when it is read next
+            worker.channel.send(item)
+
+    def _ready(self) -> list[int]:
+        """Wait for workers that have something, or are lost; those in turn only where the order counts."""
+        asked = [self._turns[0]] if self._in_order else [n for n, w in enumerate(self._workers) if w.items]
+        started = time.monotonic()
+        channels = wait([self._workers[number].channel for number in asked], timeout=_POLL_SECONDS)
+        # a machine that was put to sleep must not look like a worker that hangs
+        waited = min(time.monotonic() - started, _POLL_SECONDS)
+        ready = []
+        for number in asked:
+            worker = self._workers[number]
+            if worker.channel in channels:
+                worker.silent_seconds = 0.0
+                ready.append(number)
+            else:
+                worker.silent_seconds += waited
+                if worker.silent_seconds >= self._silence_seconds:
+                    ready.append(number)
+        return ready
+
+    def _receive(self, number: int) -> Iterator[tuple[Any, Any]]:
+        worker = self._workers[number]
+        if worker.silent_seconds >= self._silence_seconds:
+            yield self._replace(number, Lost(True, f"no block was read for {self._silence_seconds:g} s"))
+            return
+        try:
+            message: _Message = worker.channel.recv()
+        except (EOFError, OSError):
+            worker.process.join(_GOODBYE_SECONDS)
+            yield self._replace(number, Lost(False, f"the process that read it died (exit code"
+                                                    f" {worker.process.exitcode})"))
+            return
+        if message.error is not None:
+            raise message.error from RemoteError(message.remote_traceback)
+        if message.has_part:
+            yield worker.items[0], message.part
+        if message.ended:
+            self._turns.remove(number)
+            yield worker.items.popleft(), Done()
+
+    def _replace(self, number: int, lost: Lost) -> tuple[Any, Lost]:
+        """Put a fresh process in the place of a lost one, with the items that the lost one had not begun."""
+        old = self._workers[number]
+        _end(old)
+        item = old.items.popleft()
+        self._turns.remove(number)
+        self._workers[number] = _start(self._work)
+        self._workers[number].items = old.items
+        for waiting in old.items:
+            self._send(number, waiting)
+        return item, lost
+
+    def _say_goodbye(self) -> None:
+        for worker in self._workers:
+            with contextlib.suppress(OSError):  # it may have died since
+                worker.channel.send(_Stop())
+        for worker in self._workers:
+            worker.process.join(_GOODBYE_SECONDS)
+
+
+def _start(work: Work) -> _Worker:
+    own, its = multiprocessing.Pipe()
+    process = multiprocessing.Process(target=_serve, args=(its, own, work, os.getpid()), daemon=True)
+    process.start()
+    its.close()
+    return _Worker(process, own)
+
+
+def _end(worker: _Worker) -> None:
+    worker.channel.close()
+    if worker.process.is_alive():
+        worker.process.kill()
+    worker.process.join()
+
+
+# The worker's side
+
+_outbox: "_Outbox | None" = None
+
+
+class _Outbox:
+    """Sends from a thread of its own, so that the work goes on while the consumer is busy."""
+
+    def __init__(self, channel: Connection) -> None:
+        self._channel = channel
+        self._waiting: queue.Queue[_Message] = queue.Queue(_WAITING_PARTS)
+        self._last_put = time.monotonic()
+        threading.Thread(target=self._send_all, daemon=True).start()
+
+    def put(self, message: _Message) -> None:
+        self._waiting.put(message)
+        self._last_put = time.monotonic()
+
+    def report_alive(self) -> None:
+        if time.monotonic() - self._last_put > _ALIVE_EVERY_SECONDS:
+            self.put(_Message())
+
+    def _send_all(self) -> None:
+        while True:
+            try:
+                self._channel.send(self._waiting.get())
+            except OSError:
+                os._exit(1)  # nobody listens any more
+
+
+def _serve(channel: Connection, parents_end: Connection, work: Work, parent_pid: int) -> None:
+    """Run ``work`` on items from the pipe until told to stop; the whole life of a worker."""
+    global _outbox
+    parents_end.close()  # under fork the worker holds a copy, which would keep the pipe open for ever
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, args=(parent_pid,), daemon=True).start()
+    _outbox = _Outbox(channel)
+    _outbox.put(_Message())  # under spawn, importing has taken a while
+    while True:
+        item = channel.recv()
+        if isinstance(item, _Stop):
+            return
+        try:
+            for part in work(item):
+                _outbox.put(_Message(part=part, has_part=True))
+        except Exception as error:  # not to go on: it is raised in the parent
+            _outbox.put(_Message(error=_sendable(error), remote_traceback=traceback.format_exc()))
+        _outbox.put(_Message(ended=True))
+
+
+def _end_with_parent(parent_pid: int) -> None:
+    """End the worker when its parent was killed; a pipe alone may be held open by the workers started after it."""
+    parent = multiprocessing.parent_process()
+    while True:
+        time.sleep(_POLL_SECONDS / 2)
+        gone = os.getppid() != parent_pid if os.name == "posix" else parent is not None and not parent.is_alive()
+        if gone:
+            os._exit(1)
+
+
+def _sendable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except (pickle.PickleError, TypeError, AttributeError):  # its class cannot be sent, its text can
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -1,10 +1,20 @@
-"""A list of finished work on disk, so that a run that was stopped goes on where it was."""
+"""A list of finished work on disk, so that a run that was stopped goes on where it was.
+
+The journal is read as a stream and knows only where each entry stands, so its size does not matter. What a result
+holds is the business of whoever writes it.
+"""
 
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
+
+from models.errors import ConfigError
+
+FORMAT_VERSION = 2
+_HEADER = {"journal": "NightScan", "format_version": FORMAT_VERSION}  # files of version 1 have no such line
 
 
 def settings_key(*parts: Any) -> str:
@@ -13,29 +23,48 @@ def settings_key(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+class Entry(NamedTuple):
+    """One line of a journal: what kind of work, on what, under which key, and what came of it."""
+
+    kind: str
+    name: str
+    key: str
+    result: dict
+
+
 class Journal:
-    """An append-only file of JSON lines: kind, name, key, result.
+    """An append-only file of JSON lines: a header, then one ``Entry`` a line; the last of a kind and name counts.
 
     Parameters
     ----------
     path : Path
         The file; made when missing.
     fresh : bool
-        Forget what is in it.
+        Do everything again. The entries so far stay on disk until ``finish``, and what is done meanwhile stands in a
+        second file beside it, so a run that is stopped half-way goes on (``fresh`` or not) and forgets nothing.
+
+    Raises
+    ------
+    ConfigError
+        If the file was written by a later version.
 
     Notes
     -----
-    A line that was cut off by a kill is ignored, so at most one result is lost.
+    A line that a kill cut off is ignored, so at most one result is lost.
     """
 
     def __init__(self, path: Path, *, fresh: bool) -> None:
         self.path = path
-        self._entries: dict[tuple[str, str], tuple[str, dict]] = {}
-        self._known_files: set[str] = set()
+        self._next = path.with_name(f"{path.name}.new")
+        self._places: dict[bytes, int] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            self._read(fresh)
-        self._stream = open(path, "w" if fresh else "a", encoding="utf-8")
+        self._written = self._next if fresh or self._next.exists() else path
+        self._stream: BinaryIO = open(self._written, "ab+")
+        try:
+            self._index()
+        except ConfigError:
+            self._stream.close()
+            raise
 
     def __enter__(self) -> "Journal":
         return self
@@ -45,34 +74,82 @@ class Journal:
 
     def find(self, kind: str, name: str, key: str) -> dict | None:
         """Return the finished result of ``name``, or None when there is none with this key."""
-        found_key, result = self._entries.get((kind, name), ("", None))
-        return result if found_key == key else None
+        place = self._places.get(_digest(kind, name))
+        if place is None:
+            return None
+        self._stream.seek(place)
+        entry = _parse(self._stream.readline())
+        return entry.result if entry is not None and entry.key == key else None
 
     def add(self, kind: str, name: str, key: str, result: dict) -> None:
         """Append a result and hand it to the operating system at once."""
-        self._stream.write(json.dumps({"kind": kind, "name": name, "key": key, "result": result}) + "\n")
+        self._places[_digest(kind, name)] = self._append(
+            {"kind": kind, "name": name, "key": key, "result": result})
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield every entry there ever was, oldest first, those that count no more among them."""
+        for path in dict.fromkeys((self.path, self._written)):
+            if path.exists():
+                with open(path, "rb") as stream:
+                    yield from (entry for line in stream if (entry := _parse(line)) is not None)
+
+    def finish(self) -> None:
+        """Close the journal of a run that did all it had to; what a fresh run replaced is forgotten now."""
+        self._stream.close()
+        if self._written != self.path:
+            os.replace(self._written, self.path)
+
+    def remove(self) -> None:
+        """Close the journal and delete it: what it kept stands elsewhere now."""
+        self._stream.close()
+        for path in (self.path, self._next):
+            path.unlink(missing_ok=True)
+
+    def _append(self, line: dict) -> int:
+        place = self._stream.seek(0, os.SEEK_END)
+        self._stream.write(json.dumps(line).encode("ascii") + b"\n")
         self._stream.flush()
+        return place
 
-    def remove_stale(self, folder: Path, kept: Iterable[str]) -> None:
-        """Delete files below ``folder`` that earlier runs made and that are not among ``kept``."""
-        root = folder.resolve()
-        for name in self._known_files - set(kept):
-            path = (root / name).resolve()
-            if path.is_relative_to(root) and path.suffix == ".npy":
-                path.unlink(missing_ok=True)
+    def _index(self) -> None:
+        self._stream.seek(0)
+        place, line = 0, b"\n"
+        for line in self._stream:
+            entry = _parse(line)
+            if entry is not None:
+                self._places[_digest(entry.kind, entry.name)] = place
+            elif place == 0:
+                self._check_header(line)
+            place += len(line)
+        if not line.endswith(b"\n"):
+            self._stream.write(b"\n")
+        if place == 0:
+            self._append(_HEADER)
 
-    def _read(self, fresh: bool) -> None:
-        text = self.path.read_text(encoding="utf-8", errors="replace")
-        for line in text.splitlines():
-            try:
-                entry = json.loads(line)
-                result = entry["result"]
-                files = [item["path"] for item in result.get("segments", result.get("rows", []))]
-            except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-                continue
-            self._known_files.update(files)
-            if not fresh:
-                self._entries[entry["kind"], entry["name"]] = entry["key"], result
-        if text and not text.endswith("\n") and not fresh:
-            with open(self.path, "a", encoding="utf-8") as stream:
-                stream.write("\n")
+    def _check_header(self, line: bytes) -> None:
+        header = _json_object(line)
+        version = header.get("format_version", FORMAT_VERSION)
+        if "journal" in header and version != FORMAT_VERSION:
+            raise ConfigError(f"{self._written} has format_version {version!r}, this NightScan reads 1 and"
+                              f" {FORMAT_VERSION}: use the version that wrote it, or remove the file to start anew")
+
+
+def _digest(kind: str, name: str) -> bytes:
+    return hashlib.blake2b(json.dumps([kind, name]).encode(), digest_size=12).digest()
+
+
+def _json_object(line: bytes) -> dict:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):  # ValueError: no JSON, no UTF-8, or a number without end
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _parse(line: bytes) -> Entry | None:
+    """Return the entry of a line; None for the header and for what a kill or a stranger left."""
+    value = _json_object(line)
+    kind, name, key, result = (value.get(field) for field in Entry._fields)
+    if isinstance(kind, str) and isinstance(name, str) and isinstance(key, str) and isinstance(result, dict):
+        return Entry(kind, name, key, result)
+    return None

@@ -12,15 +12,17 @@ from models.audio_frontend import frontend_fingerprint
 from models.classes import ClassList
 from models.efficientnet_config import FrontendConfig
 from models.errors import ManifestError
-from utils.storage.files import atomic_path, read_json
+from utils.storage.files import file_sha256, read_json
 from utils.storage.names import check_inside
-from utils.storage.tables import read_table
+from utils.storage.tables import read_table, write_table
 
 FORMAT_VERSION = 1
 MANIFEST_COLUMNS = ("path", "label", "class_name", "recording_id", "source_path", "start_seconds", "end_seconds",
                     "split", "augmentation")
 SPLITS = ("train", "val", "test")
 NOT_AUGMENTED = "none"
+_MOST_INDEX_DIGITS = 9
+_CONTENT_DIGITS = 16  # hexadecimal digits of a content id
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,7 @@ class Manifest:
 
 def write_manifest(path: str | os.PathLike, rows: pd.DataFrame) -> None:
     """Write rows with the columns of ``MANIFEST_COLUMNS``, atomically."""
-    with atomic_path(path) as temporary:
-        rows.loc[:, list(MANIFEST_COLUMNS)].to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
+    write_table(path, rows.loc[:, list(MANIFEST_COLUMNS)])
 
 
 def read_manifest(path: str | os.PathLike, *, class_names: Sequence[str] | None = None) -> Manifest:
@@ -98,6 +99,8 @@ def read_manifest(path: str | os.PathLike, *, class_names: Sequence[str] | None 
     dataset, frontend = read_dataset_info(manifest_path.parent)
     classes = _manifest_classes(rows, class_names, dataset)
     rows = rows.assign(label=_label_indices(rows["label"], classes, manifest_path))
+    if dataset:
+        _check_class_names(rows, classes, manifest_path)
     rows = _with_all_columns(rows, classes)
     return Manifest(manifest_path, rows, classes, frontend, dataset)
 
@@ -125,12 +128,50 @@ def check_no_shared_recording(train: Manifest, val: Manifest) -> list[str]:
     return sorted(set(train.recording_ids().tolist()) & set(val.recording_ids().tolist()))
 
 
+def recording_contents(manifest: Manifest) -> dict[str, frozenset[str]]:
+    """Return what each recording is recognised by wherever it lies and whatever it is called: its content.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        Augmented copies are passed over.
+
+    Returns
+    -------
+    dict of str to frozenset of str
+        Recording id to content ids: ``audio:`` and the start of the file's SHA-256 where ``files.csv`` beside the
+        manifest tells it, and ``log_mel:`` and that of the recording's first spectrogram.
+    """
+    original = np.flatnonzero(manifest.rows["augmentation"] == NOT_AUGMENTED)
+    rows = manifest.rows.iloc[original].assign(row=original).sort_values("path", kind="stable")
+    hashes = _audio_hashes(manifest.path.parent)
+    contents = {}
+    for recording_id, group in rows.groupby("recording_id", sort=False):
+        sources = set(group["source_path"]) & hashes.keys()
+        found = {f"audio:{hashes[source][:_CONTENT_DIGITS]}" for source in sources}
+        first = manifest.spectrogram_path(int(group["row"].iloc[0]))
+        if first.is_file():
+            found.add(f"log_mel:{file_sha256(first)[:_CONTENT_DIGITS]}")
+        contents[str(recording_id)] = frozenset(found)
+    return contents
+
+
+def _audio_hashes(folder: Path) -> dict[str, str]:
+    path = folder / "files.csv"
+    if not path.is_file():
+        return {}
+    table = read_table(path)
+    if not {"path", "sha256"} <= set(table):
+        return {}
+    return {source: sha256 for source, sha256 in zip(table["path"], table["sha256"], strict=True) if sha256}
+
+
 def _manifest_classes(rows: pd.DataFrame, class_names: Sequence[str] | None, dataset: dict) -> ClassList:
     if dataset.get("class_names"):
         return ClassList(tuple(map(str, dataset["class_names"])))
     if class_names:
         return ClassList(tuple(class_names))
-    if not rows["label"].str.fullmatch(r"\d+").all():
+    if not rows["label"].map(_is_index).all():
         return ClassList.from_labels(rows["label"])
     # NightScan 1 wrote integer labels and kept one folder per class
     named = rows["class_name"] if "class_name" in rows else rows["path"].map(lambda entry: Path(entry).parent.name)
@@ -141,14 +182,29 @@ def _manifest_classes(rows: pd.DataFrame, class_names: Sequence[str] | None, dat
 
 
 def _label_indices(labels: pd.Series, classes: ClassList, path: Path) -> list[int]:
+    """Return the index each label means: a whole number is an index, whatever the classes are called."""
     indices = []
     for line, label in enumerate(labels, start=2):
-        index = classes.names.index(label) if label in classes.names else int(label) if label.isdecimal() else -1
+        index = int(label) if _is_index(label) else classes.names.index(label) if label in classes.names else -1
         if not 0 <= index < len(classes):
             raise ManifestError(f"{path} line {line}: label {label!r} is neither an index below {len(classes)}"
                                 f" nor one of {', '.join(classes.names)}")
         indices.append(index)
     return indices
+
+
+def _is_index(label: str) -> bool:
+    return label.isascii() and label.isdecimal() and len(label) <= _MOST_INDEX_DIGITS
+
+
+def _check_class_names(rows: pd.DataFrame, classes: ClassList, path: Path) -> None:
+    """Refuse a row whose class name is not that of its label: one of the two is wrong, and nobody knows which."""
+    if "class_name" not in rows:
+        return
+    for line, (label, name) in enumerate(zip(rows["label"], rows["class_name"], strict=True), start=2):
+        if name and name != classes.names[label]:
+            raise ManifestError(f"{path} line {line}: label {label} is {classes.names[label]!r}, but class_name says"
+                                f" {name!r}: run preprocess_enhanced.py again or correct the line")
 
 
 def _with_all_columns(rows: pd.DataFrame, classes: ClassList) -> pd.DataFrame:

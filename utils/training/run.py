@@ -1,8 +1,9 @@
 """One training run: manifests in, a model folder out."""
 
+import contextlib
 import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from models import calibration
 from models.calibration import Calibration
+from models.classes import ClassList
 from models.efficientnet import SpectrogramClassifier, build_model, load_imagenet_weights
 from models.efficientnet_config import RESNET_NAME, EfficientNetConfig
 from models.errors import CheckpointError, ConfigError, ManifestError
@@ -19,18 +21,20 @@ from utils import metrics, reports
 from utils.storage.checkpoints import (check_format, imagenet_weights, load_model, load_weights, read_checkpoint,
                                        save_model)
 from utils.storage.config_files import write_config
-from utils.storage.spectrograms import SpectrogramDataset
-from utils.training.distributed import Processes
-from utils.storage.files import atomic_path, write_json
-from models.classes import ClassList
-from utils.storage.manifest import Manifest, check_no_shared_recording, read_manifest
+from utils.storage.files import write_json
+from utils.storage.locks import locked
+from utils.storage.manifest import Manifest, check_no_shared_recording, read_manifest, recording_contents
 from utils.storage.names import recording_hash
-from utils.training_utils import (LoopState, Stepper, Trainer, count_steps, fit, loop_state_from_dict,
-                                  loop_state_to_dict, make_stepper, predict_logits, resolve_batch_norm)
+from utils.storage.spectrograms import SpectrogramDataset
+from utils.storage.tables import read_table, write_table
+from utils.training.distributed import Processes
+from utils.training.optimisation import Optimisation, count_steps, resolve_batch_norm
+from utils.training_utils import TrainingHistory, TrainingTask, fit, predict_logits
 
 logger = logging.getLogger(__name__)
 
 _LISTED_RECORDINGS = 3  # how many shared recordings an error names
+_HISTORY_NAME = "history.csv"
 # what may change when a run is resumed: the rest would make it another run
 _RESUMABLE = ("epochs", "patience")
 
@@ -56,10 +60,11 @@ class TrainingData:
         """Class order."""
         return self.train.classes
 
-    def recording_hashes(self) -> list[str]:
-        """Return what evaluation recognises these recordings by, sorted."""
-        return sorted({recording_hash(recording_id) for manifest in (self.train, self.val)
-                       for recording_id in manifest.recording_ids()})
+    def learnt_from(self) -> dict[str, list[str]]:
+        """Return what the run's checkpoints tell of its recordings."""
+        sides = (self.train, self.val)
+        return describe_recordings([name for side in sides for name in side.recording_ids()],
+                                   contents_of_recordings(sides))
 
 
 def read_training_data(train_csv: Path, val_csv: Path, *, allow_leakage: bool) -> TrainingData:
@@ -96,6 +101,35 @@ def _difference(train: Manifest, val: Manifest) -> str:
     return ", ".join(f"{name} {first.get(name)} and {second.get(name)}" for name in names)
 
 
+def contents_of_recordings(manifests: Iterable[Manifest]) -> dict[str, frozenset[str]]:
+    """Return the content ids of every recording of some manifests; of a recording in several, all its ids."""
+    contents: dict[str, frozenset[str]] = {}
+    for manifest in manifests:
+        for recording_id, found in recording_contents(manifest).items():
+            contents[recording_id] = contents.get(recording_id, frozenset()) | found
+    return contents
+
+
+def describe_recordings(recording_ids: Iterable[str], contents: Mapping[str, frozenset[str]]) -> dict[str, list[str]]:
+    """Return what a checkpoint tells of the recordings it learnt from, by which evaluation knows them again.
+
+    Parameters
+    ----------
+    recording_ids : iterable of str
+        Each may occur several times.
+    contents : mapping of str to frozenset of str
+        From ``contents_of_recordings``.
+
+    Returns
+    -------
+    dict
+        ``recordings``, hashes of the ids, and ``recording_contents``, content ids; both sorted.
+    """
+    names = set(map(str, recording_ids))  # NumPy's text is no plain type, and checkpoints hold nothing else
+    return {"recordings": sorted(set(map(recording_hash, names))),
+            "recording_contents": sorted(set().union(*(contents.get(name, ()) for name in names)))}
+
+
 def with_frontend(config: EfficientNetConfig, manifest: Manifest) -> EfficientNetConfig:
     """Return the config with the front end that made the spectrograms."""
     if manifest.frontend is None:
@@ -121,6 +155,7 @@ def make_model(config: EfficientNetConfig, n_classes: int, *, weights_file: Path
     return model
 
 
+@dataclass(frozen=True)
 class ModelFolder:
     """Where a run's files stand, and how they are written.
 
@@ -132,12 +167,14 @@ class ModelFolder:
         Resolved config of the run.
     data : TrainingData
         What it learns.
+    learnt_from : mapping
+        From ``data.learnt_from()``; empty where nothing is written.
     """
 
-    def __init__(self, path: Path, config: EfficientNetConfig, data: TrainingData) -> None:
-        self.path = path
-        self.config = config
-        self.data = data
+    path: Path
+    config: EfficientNetConfig
+    data: TrainingData
+    learnt_from: Mapping[str, list[str]]
 
     @property
     def best(self) -> Path:
@@ -149,27 +186,27 @@ class ModelFolder:
         """The checkpoint to resume."""
         return checkpoint_path(self.path, self.config.model_name, "last")
 
-    def save_epoch(self, model: torch.nn.Module, stepper: Stepper, state: LoopState, is_best: bool,
+    def save_epoch(self, model: torch.nn.Module, optimisation: Optimisation, history: TrainingHistory,
                    logits: np.ndarray, labels: np.ndarray) -> None:
         """Write ``_last.pth``, ``history.csv`` and, after the best epoch so far, ``_best.pth``."""
-        if is_best:
-            self._save(self.best, model, state, calibration.fit(logits, labels))
-        self._save(self.last, model, state, Calibration(),
-                   training={**stepper.state_dict(), "loop": loop_state_to_dict(state)})
-        self._write_history(state)
+        if history.is_best:
+            self._save(self.best, model, history, calibration.fit(logits, labels))
+        self._save(self.last, model, history, Calibration(),
+                   training={**optimisation.state_dict(), "loop": history.to_dict()})
+        write_history(self.path, history)
 
-    def finish(self, model: torch.nn.Module, state: LoopState, logits: np.ndarray, labels: np.ndarray,
+    def finish(self, history: TrainingHistory, logits: np.ndarray, labels: np.ndarray,
                calibrated: Calibration) -> dict:
         """Write the scores and pictures of the best epoch; return the scores."""
         names = self.data.classes.names
         probabilities = calibrated.probabilities(logits)
         scores = metrics.evaluate(probabilities, labels, class_names=names)
         write_json(self.path / "metrics.json", {
-            "format_version": 1, "split": "validation", "best_epoch": state.best_epoch, "epochs": state.epoch,
+            "format_version": 1, "split": "validation", "best_epoch": history.best_epoch, "epochs": history.epoch,
             **calibrated.to_dict(), "allowed_leakage": self.data.shared_recordings,
             "environment": {"torch": str(torch.__version__), "python": platform.python_version()}, **scores})
         title = f"{self.config.model_name}, validation"
-        reports.plot_history(self.path / "history.png", pd.DataFrame(state.history), best_epoch=state.best_epoch)
+        reports.plot_history(self.path / "history.png", pd.DataFrame(history.rows), best_epoch=history.best_epoch)
         reports.plot_confusion_matrix(self.path / "confusion_matrix.png", np.array(scores["confusion_matrix"]),
                                       class_names=names, title=title)
         reports.plot_roc_curves(self.path / "roc_curves.png", probabilities, labels, class_names=names)
@@ -178,23 +215,35 @@ class ModelFolder:
         reports.plot_reliability(self.path / "reliability.png", probabilities, labels)
         return scores
 
-    def _save(self, path: Path, model: torch.nn.Module, state: LoopState, calibrated: Calibration, *,
+    def _save(self, path: Path, model: torch.nn.Module, history: TrainingHistory, calibrated: Calibration, *,
               training: Mapping | None = None) -> None:
-        metadata = {"epoch": state.epoch, "best_epoch": state.best_epoch, "validation": state.history[-1],
+        metadata = {"epoch": history.epoch, "best_epoch": history.best_epoch, "validation": history.rows[-1],
                     "allowed_leakage": list(self.data.shared_recordings), "torch": str(torch.__version__),
-                    "recordings": self.data.recording_hashes()}
+                    **self.learnt_from}
         save_model(path, model.state_dict(), config=self.config, classes=self.data.classes, calibration=calibrated,
                    metadata=metadata, training=training)
-
-    def _write_history(self, state: LoopState) -> None:
-        with atomic_path(self.path / "history.csv") as temporary:
-            pd.DataFrame(state.history).to_csv(temporary, index=False, lineterminator="\n")
 
 
 def checkpoint_path(model_dir: Path, model_name: str, kind: str) -> Path:
     """Return ``efficientnet_<kind>.pth`` or ``resnet18_<kind>.pth`` in a model folder."""
     stem = RESNET_NAME if model_name == RESNET_NAME else "efficientnet"
     return model_dir / f"{stem}_{kind}.pth"
+
+
+def write_history(folder: Path, history: TrainingHistory) -> None:
+    """Write ``history.csv``, a row an epoch."""
+    write_table(folder / _HISTORY_NAME, pd.DataFrame(history.rows))
+
+
+def refuse_another_run(model_dir: Path, *, resume_from: Path | None) -> None:
+    """Raise ConfigError when a folder holds a run that would be overwritten, not continued."""
+    found = sorted(model_dir.glob("*_last.pth"))
+    if not found or resume_from is not None and resume_from.resolve().parent == model_dir.resolve():
+        return
+    history = model_dir / _HISTORY_NAME
+    length = f" of {len(read_table(history))} epochs" if history.is_file() else ""
+    raise ConfigError(f"{model_dir} holds a run{length} ({found[0].name}): pass --resume to continue it, or choose"
+                      f" another --model_dir")
 
 
 def train_model(data: TrainingData, config: EfficientNetConfig, *, model_dir: Path, device: torch.device,
@@ -209,7 +258,7 @@ def train_model(data: TrainingData, config: EfficientNetConfig, *, model_dir: Pa
     config : EfficientNetConfig
         The experiment; on resume, that of ``resume_config``.
     model_dir : Path
-        Where everything goes.
+        Where everything goes; locked meanwhile.
     device : torch.device
         From ``resolve_device``.
     n_workers : int
@@ -217,7 +266,7 @@ def train_model(data: TrainingData, config: EfficientNetConfig, *, model_dir: Pa
     weights_file : Path, optional
         Local ImageNet weights.
     resume_from : Path, optional
-        A ``_last.pth`` to go on from.
+        A ``_last.pth`` to go on from; of the runs in ``model_dir`` only its own may be written over.
     processes : Processes
         Training processes that share the work.
 
@@ -225,37 +274,58 @@ def train_model(data: TrainingData, config: EfficientNetConfig, *, model_dir: Pa
     -------
     dict
         Validation scores of the best epoch; empty but on the main process.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds a run that is not the one to resume, or another process writes it.
+    ManifestError
+        If a spectrogram is not what the front end makes.
+    CheckpointError
+        If the state to resume does not fit.
     """
-    train, val = SpectrogramDataset(data.train), SpectrogramDataset(data.val)
+    with locked(model_dir) if processes.is_main else contextlib.nullcontext():
+        if processes.is_main:
+            refuse_another_run(model_dir, resume_from=resume_from)
+        task, optimisation, history = _begin(data, config, device=device, n_workers=n_workers, processes=processes,
+                                             weights_file=weights_file, resume_from=resume_from)
+        folder = ModelFolder(model_dir, task.config, data, data.learnt_from() if processes.is_main else {})
+        if processes.is_main:
+            write_config(model_dir / "config.json", task.config)
+        logger.info("training %s on %s: %d windows, %d steps an epoch", task.config.model_name, device,
+                    len(task.train), task.steps_per_epoch)
+        fit(task, optimisation, history,
+            after_epoch=lambda *outcome: folder.save_epoch(task.model, optimisation, *outcome))
+        if not processes.is_main:
+            return {}
+        best = load_model(folder.best)
+        logits, labels = predict_logits(best.network.to(device), task.val, config=task.config, device=device,
+                                        n_workers=n_workers)
+        return folder.finish(history, logits, labels, best.description.calibration)
+
+
+def _begin(data: TrainingData, config: EfficientNetConfig, *, device: torch.device, n_workers: int,
+           weights_file: Path | None, resume_from: Path | None,
+           processes: Processes) -> tuple[TrainingTask, Optimisation, TrainingHistory]:
+    """Return what a run begins with: all new, or as a ``_last.pth`` keeps it."""
+    train, val, n_classes = SpectrogramDataset(data.train), SpectrogramDataset(data.val), len(data.classes)
     config = resolve_batch_norm(with_frontend(config, data.train),
                                 steps_per_epoch=count_steps(len(train), config, processes))
     check_shape(train, config, data.train.path)
     check_shape(val, config, data.val.path)
-    folder = ModelFolder(model_dir, config, data)
     if resume_from is None:
-        model, training = make_model(config, len(data.classes), weights_file=weights_file), None
+        model, saved = make_model(config, n_classes, weights_file=weights_file), None
     else:
         # the checkpoint brings the weights, ImageNet's are not needed again
-        model = build_model(config, len(data.classes))
-        training = read_training_state(resume_from, data.classes)
-        load_weights(model, training["weights"], resume_from)
-    model.to(device)
-    trainer = Trainer(model, config, train, val, len(data.classes), device, n_workers, processes)
-    stepper, state = make_stepper(trainer), LoopState()
-    if training is not None:
-        stepper.load_state_dict(training["training"])
-        state = loop_state_from_dict(training["training"]["loop"])
-    if processes.is_main:
-        write_config(model_dir / "config.json", config)
-    logger.info("training %s on %s: %d clips, %d steps an epoch", config.model_name, device, len(train),
-                trainer.steps_per_epoch)
-    fit(trainer, stepper, state,
-        after_epoch=lambda *outcome: folder.save_epoch(model, stepper, *outcome))
-    if not processes.is_main:
-        return {}
-    best = load_model(folder.best)
-    logits, labels = predict_logits(best.network.to(device), val, config=config, device=device, n_workers=n_workers)
-    return folder.finish(best.network, state, logits, labels, best.description.calibration)
+        model, saved = build_model(config, n_classes), read_training_state(resume_from, data.classes)
+        load_weights(model, saved["weights"], resume_from)
+    task = TrainingTask(model=model.to(device), config=config, train=train, val=val, n_classes=n_classes,
+                        device=device, n_workers=n_workers, processes=processes)
+    optimisation, history = task.optimisation(), TrainingHistory()
+    if saved is not None:
+        optimisation.load_state_dict(saved["training"])
+        history = TrainingHistory.from_dict(saved["training"]["loop"])
+    return task, optimisation, history
 
 
 def read_training_state(path: Path, classes: ClassList) -> dict:

@@ -1,15 +1,18 @@
 import multiprocessing
 import os
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
+import re
+import time
 
 import pytest
 
 from tests.utils.running import crashing
-from utils.running import parallel
-from utils.running.parallel import WorkerCrash, default_workers, map_unordered
+from utils.running.parallel import Done, LocalProcesses, Lost, RemoteError, ThisProcess, default_workers, run_each
 
 SQUARES = {number: number * number for number in range(12)}
+PARTS = [(number, part) for number in range(12) for part in range(crashing.N_PARTS)]
+SILENCE_SECONDS = 2.0
+
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
 @pytest.fixture(params=[method for method in ("spawn", "fork") if method in multiprocessing.get_all_start_methods()])
@@ -20,48 +23,86 @@ def start_method(request):
     multiprocessing.set_start_method(before, force=True)
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_every_item_gets_its_result(start_method):
-    assert dict(map_unordered(crashing.square, range(12), n_workers=2)) == SQUARES
+def processes(n_workers):
+    return LocalProcesses(n_workers, silence_seconds=SILENCE_SECONDS)
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_crash_costs_one_item(start_method):
-    results = list(map_unordered(crashing.square_or_crash, range(12), n_workers=2))
-    assert sorted(item for item, _ in results) == list(range(12))
-    crashed = [item for item, result in results if isinstance(result, WorkerCrash)]
-    assert crashed == [crashing.CRASHING]
-    assert {item: result for item, result in results if item not in crashed} == {
-        item: square for item, square in SQUARES.items() if item not in crashed}
-
-
-def test_a_crash_as_the_last_of_many_is_survived():
-    items = [*range(20, 40), crashing.CRASHING]
-    results = dict(map_unordered(crashing.square_or_crash, items, n_workers=2))
-    assert sorted(results) == sorted(items)
-    assert isinstance(results[crashing.CRASHING], WorkerCrash)
-
-
-def test_one_worker_stays_in_this_process_and_in_order():
-    results = list(map_unordered(crashing.process_of, range(3), n_workers=1))
-    assert results == [(item, os.getpid()) for item in range(3)]
-
-
-def test_several_workers_are_other_processes():
-    processes = {process for _, process in map_unordered(crashing.process_of, range(8), n_workers=2)}
-    assert os.getpid() not in processes
-    assert len(processes) == 2
+def children():
+    return multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
-def test_an_error_of_the_function_is_not_swallowed(n_workers):
-    with pytest.raises(ValueError, match="7 is not wanted"):
-        dict(map_unordered(crashing.square_or_fail, range(12), n_workers=n_workers))
+def test_every_item_gets_its_result(start_method, n_workers):
+    assert dict(run_each(LocalProcesses(n_workers), crashing.square, range(12))) == SQUARES
+    assert children() == []
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+@pytest.mark.parametrize(("function", "hung", "reason"), [
+    (crashing.square_or_crash, False, r"the process that read it died \(exit code 1\)"),
+    (crashing.square_or_hang, True, "no block was read for 2 s"),
+])
+def test_a_crash_or_a_hang_costs_one_item(start_method, n_workers, function, hung, reason):
+    results = dict(run_each(processes(n_workers), function, range(12)))
+    lost = results.pop(crashing.BAD)
+    assert isinstance(lost, Lost)
+    assert lost.hung == hung
+    assert re.search(reason, lost.reason)
+    assert results == {number: square for number, square in SQUARES.items() if number != crashing.BAD}
+    assert children() == []
+
+
+def test_an_item_that_takes_long_but_reports_is_not_hung():
+    assert dict(run_each(processes(1), crashing.slow_but_alive, [1])) == {1: 1}  # 4 s, twice the silence allowed
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 3])
+def test_parts_come_in_the_order_of_the_items(start_method, n_workers):
+    streamed = list(LocalProcesses(n_workers).stream(crashing.parts, range(12), in_order=True))
+    assert [part for _, part in streamed if not isinstance(part, Done)] == PARTS
+    assert [item for item, part in streamed if isinstance(part, Done)] == list(range(12))
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_a_crash_in_the_middle_of_an_item_keeps_order_and_the_others(n_workers):
+    streamed = list(LocalProcesses(n_workers).stream(crashing.parts_or_crash, range(12), in_order=True))
+    assert [part for _, part in streamed if isinstance(part, tuple)] == [
+        part for part in PARTS if part[0] != crashing.BAD or part[1] == 0]
+    assert [item for item, part in streamed if isinstance(part, Lost)] == [crashing.BAD]
+    assert [item for item, part in streamed if isinstance(part, (Done, Lost))] == list(range(12))
+
+
+def test_this_process_gives_what_other_processes_give():
+    here = list(ThisProcess().stream(crashing.parts, range(3)))
+    there = list(LocalProcesses(1).stream(crashing.parts, range(3), in_order=True))
+    assert [(item, type(part)) for item, part in here] == [(item, type(part)) for item, part in there]
+    assert dict(run_each(ThisProcess(), crashing.process_of, [1])) == {1: os.getpid()}
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_workers_are_other_processes(n_workers):
+    found = {process for _, process in run_each(LocalProcesses(n_workers), crashing.process_of, range(8))}
+    assert os.getpid() not in found
+    assert len(found) == n_workers
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_an_error_of_the_function_is_raised_with_its_traceback(n_workers):
+    with pytest.raises(ValueError, match="5 is not wanted") as caught:
+        dict(run_each(LocalProcesses(n_workers), crashing.square_or_fail, range(12)))
+    assert isinstance(caught.value.__cause__, RemoteError)
+    assert "square_or_fail" in str(caught.value.__cause__)
+    assert children() == []
+
+
+def test_an_error_that_cannot_be_sent_is_told_in_words():
+    with pytest.raises(RuntimeError, match="UnpicklableError: cannot be sent"):
+        dict(run_each(LocalProcesses(1), crashing.fail_unpicklably, [1]))
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
 def test_nothing_to_do_gives_nothing(n_workers):
-    assert list(map_unordered(crashing.square, [], n_workers=n_workers)) == []
+    assert list(run_each(LocalProcesses(n_workers), crashing.square, [])) == []
 
 
 def test_items_are_taken_only_as_workers_need_them():
@@ -72,46 +113,22 @@ def test_items_are_taken_only_as_workers_need_them():
             taken.append(number)
             yield number
 
-    results = map_unordered(crashing.square, items(), n_workers=2)
+    results = run_each(LocalProcesses(2), crashing.square, items())
     next(results)
     results.close()
     assert len(taken) < 50
+    assert children() == []
+
+
+def test_a_slow_consumer_makes_the_worker_wait():
+    stream = LocalProcesses(1).stream(crashing.many_large_parts, [1], in_order=True)
+    next(stream)
+    time.sleep(0.5)
+    resumed = time.time()
+    made = [part[0] for _, part in stream if not isinstance(part, Done)]
+    assert len(made) == 999
+    assert made[10] < resumed < made[200]  # some parts were ready, the others were not even made
 
 
 def test_default_workers_are_cores_of_this_process():
     assert 1 <= default_workers() <= os.cpu_count()
-
-
-class BreakingPool:
-    """Runs items in this process; its first instance is broken when the third item is handed over."""
-
-    n_made = 0
-
-    def __init__(self, n_workers):
-        BreakingPool.n_made += 1
-        self.left = 2 if BreakingPool.n_made == 1 else None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        return None
-
-    def submit(self, function, item):
-        if self.left == 0:
-            raise BrokenProcessPool("a worker died while waiting")
-        if self.left:
-            self.left -= 1
-        future = Future()
-        future.set_result(function(item))
-        return future
-
-    def shutdown(self, **options):
-        pass
-
-
-def test_an_item_is_not_lost_when_the_pool_breaks_before_taking_it(monkeypatch):
-    monkeypatch.setattr(BreakingPool, "n_made", 0)
-    monkeypatch.setattr(parallel, "ProcessPoolExecutor", BreakingPool)
-    assert dict(map_unordered(crashing.square, range(12), n_workers=2)) == SQUARES
-    assert BreakingPool.n_made > 1

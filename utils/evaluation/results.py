@@ -1,0 +1,111 @@
+"""What an evaluation finds, as ``metrics.json`` holds it."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from models.description import ModelDescription
+from utils.evaluation.comparison import Comparison
+from utils.evaluation.intervals import Bootstrap
+from utils.metrics import ModelScores, ScoredSegments
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """How fast a network is.
+
+    Parameters
+    ----------
+    median_ms, p95_ms : float
+        Of ``n_runs`` passes of one window.
+    clips_per_second : float
+        In passes of ``batch_size`` windows.
+    batch_size, n_runs : int
+        See above.
+    device : str
+        Library and device, such as ``torch-cpu``.
+    torch_threads : int
+        Processor threads a pass may use.
+    """
+
+    median_ms: float
+    p95_ms: float
+    clips_per_second: float
+    batch_size: int
+    n_runs: int
+    device: str
+    torch_threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEvaluation(ModelScores):
+    """One model's scores and everything else said about it.
+
+    Parameters
+    ----------
+    name, metrics, intervals, class_intervals
+        See ``ModelScores``.
+    segments : ScoredSegments
+        Its probabilities.
+    description : ModelDescription
+        What it is.
+    file_megabytes : float
+        Size of its file.
+    latency : Latency
+        How fast it is.
+    recordings_seen_in_training : int or None
+        Test recordings that it learnt from; None when its file does not tell.
+    """
+
+    segments: ScoredSegments
+    description: ModelDescription
+    file_megabytes: float
+    latency: Latency
+    recordings_seen_in_training: int | None
+
+    def to_dict(self) -> dict:
+        """Return the model's part of ``metrics.json``."""
+        return {"name": self.name, "model_name": self.description.model_name, "sha256": self.description.sha256,
+                "file_megabytes": self.file_megabytes, "n_parameters": self.description.n_parameters,
+                "metrics": self.metrics, "intervals": self.intervals, "class_intervals": self.class_intervals,
+                "latency": dataclasses.asdict(self.latency),
+                "recordings_seen_in_training": self.recordings_seen_in_training}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is found of all models on one test set.
+
+    Parameters
+    ----------
+    test_csv : str
+        Name of the manifest.
+    class_names : tuple of str
+        In the order of labels.
+    bootstrap : Bootstrap
+        The resamples of the test set.
+    models : sequence of ModelEvaluation
+        In the order given.
+    comparison : Comparison or None
+        Of the first model against the second, where there are two.
+    """
+
+    test_csv: str
+    class_names: tuple[str, ...]
+    bootstrap: Bootstrap
+    models: Sequence[ModelEvaluation]
+    comparison: Comparison | None
+
+    def settings(self) -> dict:
+        """Return what ``metrics.json`` tells of how the evaluation was made."""
+        return {"test_csv": self.test_csv, "bootstrap": self.bootstrap.n_bootstrap,
+                "confidence": self.bootstrap.confidence, "seed": self.bootstrap.seed}
+
+    def to_dict(self) -> dict:
+        """Return the content of ``metrics.json``."""
+        return {"format_version": FORMAT_VERSION, "class_names": list(self.class_names),
+                "n_segments": self.bootstrap.n_segments, "n_recordings": self.bootstrap.n_recordings,
+                "settings": self.settings(), "models": [model.to_dict() for model in self.models],
+                "comparison": dataclasses.asdict(self.comparison) if self.comparison else None}
