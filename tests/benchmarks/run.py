@@ -14,14 +14,18 @@ import torch
 import torchaudio
 from efficientnet_pytorch import EfficientNet
 from torch import nn
+from torch.nn import functional
 
 from models.audio_frontend import LogMelFrontend
 from models.efficientnet import build_model
 from models.efficientnet_config import EfficientNetConfig, FrontendConfig
 from utils.running.devices import autocast, autocast_dtype
+from utils.storage.spectrograms import ArrayDataset
+from utils.training_utils import TrainingTask, train_epoch
 
 _RUNS = 7
-_CLIP = (1, 128, 216)  # one channel, mel bands, frames of 5 s
+_WINDOW = (128, 216)  # mel bands, frames of 5 s
+_BATCH, _N_CLASSES = 16, 6
 
 
 def compare(name: str, ours: Callable[[], object], baseline: Callable[[], object], *, against: str) -> None:
@@ -62,30 +66,52 @@ def bench_resampling() -> None:
             lambda: torchaudio.functional.resample(tensor, 48_000, 22_050), against="torchaudio")
 
 
-def bench_network() -> None:
-    """Compare a training step and a prediction of B0 with the library's network as it comes."""
-    config = EfficientNetConfig(model_name="efficientnet-b0")
-    ours = build_model(config, 6)
-    library = EfficientNet.from_name("efficientnet-b0", in_channels=1, num_classes=6, image_size=None)
-    device = torch.device("cpu")
-    dtype = autocast_dtype(device, mixed_precision=True)
-    batch = torch.randn(16, *_CLIP)
+def bench_training() -> None:
+    """Compare a training step of B0, loading to schedule, with a plain loop around the library's network."""
+    config = EfficientNetConfig(model_name="efficientnet-b0", batch_size=_BATCH, epochs=1000, use_augmentation=False,
+                                dropout_rate=0.2, drop_connect_rate=0.2)
+    device, labels = torch.device("cpu"), np.arange(_BATCH) % _N_CLASSES
+    windows = np.random.default_rng(0).normal(size=(_BATCH, *_WINDOW)).astype(np.float32)
+    data = ArrayDataset(windows, labels)
+    task = TrainingTask(model=build_model(config, _N_CLASSES), config=config, train=data, val=data,
+                        n_classes=_N_CLASSES, device=device)
+    optimisation = task.optimisation()
 
-    def step(network: nn.Module, precision: torch.dtype | None) -> None:
-        network.train()
-        with autocast(device, precision):
-            logits = network(batch)
-        logits.float().logsumexp(dim=1).sum().backward()
+    network = _library_network().train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
+    dtype = autocast_dtype(device, mixed_precision=config.mixed_precision)
+    inputs, targets = torch.from_numpy(windows)[:, None], torch.from_numpy(labels)
+
+    def plain_step() -> None:
+        with autocast(device, dtype):
+            logits = network(inputs)
+        functional.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clipping)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    compare(f"B0 training step, {_BATCH} windows, 5 s", lambda: train_epoch(task, optimisation, epoch=1), plain_step,
+            against=f"efficientnet-pytorch, {str(dtype or torch.float32).removeprefix('torch.')}")
+
+
+def bench_prediction() -> None:
+    """Compare a prediction of B0 with the library's network as it comes."""
+    ours, library = build_model(EfficientNetConfig(model_name="efficientnet-b0"), _N_CLASSES), _library_network()
+    batch = torch.randn(_BATCH, 1, *_WINDOW)
 
     def predict(network: nn.Module) -> torch.Tensor:
         network.eval()
         with torch.inference_mode():
             return network(batch)
 
-    compare("B0 training step, 16 clips of 5 s", lambda: step(ours, dtype), lambda: step(library, None),
+    compare(f"B0 prediction, {_BATCH} windows, 5 s", lambda: predict(ours), lambda: predict(library),
             against="efficientnet-pytorch, float32")
-    compare("B0 prediction, 16 clips of 5 s", lambda: predict(ours), lambda: predict(library),
-            against="efficientnet-pytorch, float32")
+
+
+def _library_network() -> EfficientNet:
+    return EfficientNet.from_name("efficientnet-b0", in_channels=1, num_classes=_N_CLASSES, image_size=None)
 
 
 def main() -> None:
@@ -94,7 +120,8 @@ def main() -> None:
           f"{'':34} {'ours':>12}   {'baseline':>12}   ratio")
     bench_frontend()
     bench_resampling()
-    bench_network()
+    bench_training()
+    bench_prediction()
 
 
 if __name__ == "__main__":

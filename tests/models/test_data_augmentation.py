@@ -305,6 +305,16 @@ def test_pipeline_takes_its_defaults_from_the_configuration():
     assert AudioAugmentationPipeline.from_config(config).config is config
 
 
+def test_a_pipeline_of_a_configuration_works_by_it(rng):
+    config = AugmentationConfig(use_time_shift=False, n_freq_masks=0, n_time_masks=0)
+    log_mel = ramp(10, 20)
+    assert torch.equal(AudioAugmentationPipeline.from_config(config).augment_log_mel(log_mel, rng=rng), log_mel)
+    shifted = AudioAugmentationPipeline.from_config(config.replace(use_time_shift=True)).augment_log_mel(
+        log_mel, rng=np.random.default_rng(0))
+    expected = np.random.default_rng(0).integers(20)
+    assert torch.equal(shifted, torch.roll(log_mel, int(expected), dims=1))
+
+
 def test_pipeline_is_built_as_documented():
     pipeline = AudioAugmentationPipeline(
         use_time_stretch=True, use_pitch_shift=True, use_noise=True, use_volume=True, use_spec_augment=True,

@@ -1,4 +1,6 @@
 import json
+import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,9 @@ from models.errors import ConfigError, ManifestError
 from tests.conftest import TINY_CLASSES, tiny_config
 from utils import cross_validation as cv
 from utils.storage.checkpoints import read_checkpoint
-from utils.storage.manifest import read_manifest
+from utils.storage.locks import locked
+from utils.storage.manifest import read_manifest, recording_contents
+from utils.storage.names import recording_hash
 
 CPU = torch.device("cpu")
 ROUNDING = 1e-12  # float64 sums of a few scores
@@ -121,11 +125,11 @@ def test_resuming_keeps_finished_folds(manifests, tmp_path, monkeypatch, small_n
     straight = run(manifests, tmp_path / "straight")
     usual, started = cv.fit, []
 
-    def fit(trainer, stepper, state, *, after_epoch):
+    def fit(task, optimisation, history, *, after_epoch):
         if len(started) == stop_before:
             raise KeyboardInterrupt
         started.append(1)
-        return usual(trainer, stepper, state, after_epoch=after_epoch)
+        return usual(task, optimisation, history, after_epoch=after_epoch)
 
     stop_before = 2
     monkeypatch.setattr(cv, "fit", fit)
@@ -140,13 +144,54 @@ def test_folds_of_other_settings_are_not_kept(manifests, tmp_path, monkeypatch, 
     run(manifests, tmp_path)
     usual, started = cv.fit, []
 
-    def fit(trainer, stepper, state, *, after_epoch):
-        started.append(trainer.config.learning_rate)
-        return usual(trainer, stepper, state, after_epoch=after_epoch)
+    def fit(task, optimisation, history, *, after_epoch):
+        started.append(task.config.learning_rate)
+        return usual(task, optimisation, history, after_epoch=after_epoch)
 
     monkeypatch.setattr(cv, "fit", fit)
     run(manifests, tmp_path, resume=True, config=tiny_config(epochs=2, learning_rate=0.01))
     assert started == [0.01] * 3
+
+
+def test_finished_folds_are_continued_or_kept(manifests, tmp_path, small_network):
+    run(manifests, tmp_path)
+    folder = tmp_path / "cross_validation"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match="cross_validation holds a cross-validation with 3 finished folds: pass"
+                                          " --resume to continue it, or choose another --model_dir"):
+        run(manifests, tmp_path)
+    (folder / "summary.json").unlink()  # as after an interruption
+    with pytest.raises(ConfigError, match="with 3 finished folds"):
+        run(manifests, tmp_path)
+    run(manifests, tmp_path, resume=True)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    for number in (1, 2, 3):  # a person who keeps the summary alone wants to keep that
+        shutil.rmtree(folder / f"fold_{number}")
+    with pytest.raises(ConfigError, match="with 0 finished folds"):
+        run(manifests, tmp_path)
+
+
+def test_a_model_folder_is_held_while_folds_are_trained(manifests, tmp_path, small_network):
+    with locked(tmp_path), pytest.raises(ConfigError, match="is being written by process"):
+        run(manifests, tmp_path)
+    assert not (tmp_path / "cross_validation").exists()
+
+
+def test_fold_checkpoints_tell_what_they_learnt_from_and_not_what_was_held_out(manifests, tmp_path, monkeypatch,
+                                                                               small_network):
+    taken = spy_on_rows(monkeypatch)
+    run(manifests, tmp_path)
+    contents = {}
+    for manifest in manifests:
+        contents.update(recording_contents(manifest))
+    assert all(contents.values())
+    for number, held_out in enumerate(taken[1:][2::3], start=1):
+        fold = read_checkpoint(tmp_path / "cross_validation" / f"fold_{number}" / "efficientnet_best.pth")
+        learnt = set(contents) - set(held_out["recording_id"])
+        assert fold["metadata"]["recordings"] == sorted(map(recording_hash, learnt))
+        assert fold["metadata"]["recording_contents"] == sorted(set().union(*(contents[name] for name in learnt)))
+        assert not set().union(*(contents[name] for name in held_out["recording_id"])) & \
+            set(fold["metadata"]["recording_contents"])
 
 
 def test_fewer_recordings_than_folds_are_refused(manifests, tmp_path, small_network):
@@ -154,11 +199,18 @@ def test_fewer_recordings_than_folds_are_refused(manifests, tmp_path, small_netw
         run(manifests, tmp_path, k_folds=50)
 
 
+def test_mean_and_deviation_by_hand():
+    mean, deviation = cv.mean_and_deviation([{"a": 1.0, "b": 3.0}, {"a": 2.0, "b": 3.0}, {"a": 6.0, "b": 3.0}])
+    assert mean == pytest.approx({"a": 3.0, "b": 3.0})
+    assert deviation == pytest.approx({"a": math.sqrt((4 + 1 + 9) / 2), "b": 0.0})
+    assert cv.mean_and_deviation([{"a": 5.0}]) == ({"a": 5.0}, {"a": 0.0})
+
+
 # the documented call
 
-def arrays(rng, n_clips):
-    labels = np.arange(n_clips) % 2
-    log_mels = -40 + rng.standard_normal((n_clips, 32, 16)).astype(np.float32)
+def arrays(rng, n_windows):
+    labels = np.arange(n_windows) % 2
+    log_mels = -40 + rng.standard_normal((n_windows, 32, 16)).astype(np.float32)
     log_mels[labels == 1, 16:] += 30
     return log_mels, labels
 
@@ -167,10 +219,13 @@ def test_the_documented_call(rng, monkeypatch):
     all_spectrograms, all_labels = arrays(rng, 12)
     fast = tiny_config(epochs=1, model_name="resnet18")
     monkeypatch.setattr(cv, "get_config", lambda name: fast)
-    cv_results = cv.run_cross_validation(spectrograms=all_spectrograms, labels=all_labels, k_folds=2, random_state=42)
-    assert cv_results["k_folds"] == 2 and cv_results["n_clips"] == 12 and cv_results["random_state"] == 42
-    assert [len(fold["confusion_matrix"]) for fold in cv_results["folds"]] == [2, 2]
-    assert 0 <= cv_results["mean"]["accuracy"] <= 1
+    cv_results = cv.run_cross_validation(spectrograms=all_spectrograms, labels=all_labels, k_folds=3, random_state=42)
+    assert cv_results["k_folds"] == 3 and cv_results["n_clips"] == 12 and cv_results["random_state"] == 42
+    assert [len(fold["confusion_matrix"]) for fold in cv_results["folds"]] == [2, 2, 2]
+    confusions = np.array([fold["confusion_matrix"] for fold in cv_results["folds"]])
+    assert confusions.sum(axis=(0, 2)).tolist() == [6, 6]  # every spectrogram was scored once, under its own label
+    accuracies = confusions.trace(axis1=1, axis2=2) / confusions.sum(axis=(1, 2))
+    assert cv_results["mean"]["accuracy"] == pytest.approx(accuracies.mean(), abs=ROUNDING)
 
 
 def test_separable_classes_are_learnt_and_the_seed_repeats(rng, small_network):
@@ -183,14 +238,14 @@ def test_separable_classes_are_learnt_and_the_seed_repeats(rng, small_network):
     assert first == again
 
 
-def test_recording_ids_keep_clips_together(rng, monkeypatch, small_network):
+def test_recording_ids_keep_windows_together(rng, monkeypatch, small_network):
     spectrograms, labels = arrays(rng, 24)
     recordings = np.array([f"r{label}{index // 6}" for index, label in enumerate(labels)])
     seen, usual = [], cv.ArrayDataset
 
     def spy(chosen, chosen_labels):
-        seen.append({recordings[index] for clip in chosen for index in np.flatnonzero(
-            (spectrograms == clip).all(axis=(1, 2)))})
+        seen.append({recordings[index] for window in chosen for index in np.flatnonzero(
+            (spectrograms == window).all(axis=(1, 2)))})
         return usual(chosen, chosen_labels)
 
     monkeypatch.setattr(cv, "ArrayDataset", spy)

@@ -62,67 +62,78 @@ def test_classification_scores_of_nothing_are_none():
 def test_roc_curve_agrees_with_scikit_learn(drawn):
     probabilities, labels = drawn
     positives = labels == 1
-    false_positive_rate, true_positive_rate = metrics.roc_curve(probabilities[:, 1], positives)
+    curve = np.array(metrics.Ranking.of(probabilities[:, 1], positives).roc_curve())[..., 0]
     expected = reference.roc_curve(positives, probabilities[:, 1], drop_intermediate=False)
-    np.testing.assert_allclose(false_positive_rate, expected[0], atol=EXACT)
-    np.testing.assert_allclose(true_positive_rate, expected[1], atol=EXACT)
+    np.testing.assert_allclose(curve, expected[:2], atol=EXACT)
 
 
 def test_precision_recall_curve_agrees_with_scikit_learn(drawn):
     probabilities, labels = drawn
     positives = labels == 1
-    recall, precision = metrics.precision_recall_curve(probabilities[:, 1], positives)
+    recall, precision = metrics.Ranking.of(probabilities[:, 1], positives).precision_recall_curve()
     expected = reference.precision_recall_curve(positives, probabilities[:, 1])
-    np.testing.assert_allclose(precision, expected[0][::-1], atol=EXACT)
-    np.testing.assert_allclose(recall, expected[1][::-1], atol=EXACT)
+    np.testing.assert_allclose(precision[:, 0], expected[0][::-1], atol=EXACT)
+    np.testing.assert_allclose(recall[:, 0], expected[1][::-1], atol=EXACT)
 
 
 def test_ranking_scores_agree_with_scikit_learn_under_ties(drawn):
     probabilities, labels = drawn
     positives = labels == 1
     assert len(np.unique(probabilities[:, 1])) < len(labels)
-    assert metrics.roc_auc(probabilities[:, 1], positives) == pytest.approx(
-        reference.roc_auc_score(positives, probabilities[:, 1]), abs=EXACT)
-    assert metrics.average_precision(probabilities[:, 1], positives) == pytest.approx(
-        reference.average_precision_score(positives, probabilities[:, 1]), abs=EXACT)
+    ranking = metrics.Ranking.of(probabilities[:, 1], positives)
+    assert ranking.roc_auc() == pytest.approx([reference.roc_auc_score(positives, probabilities[:, 1])], abs=EXACT)
+    assert ranking.average_precision() == pytest.approx(
+        [reference.average_precision_score(positives, probabilities[:, 1])], abs=EXACT)
 
 
 def test_ranking_scores_by_hand():
-    scores, positives = np.array([0.9, 0.5, 0.5, 0.1]), np.array([True, True, False, False])
-    assert metrics.roc_auc(scores, positives) == 0.875
-    assert metrics.average_precision(scores, positives) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+    ranking = metrics.Ranking.of(np.array([0.9, 0.5, 0.5, 0.1]), np.array([True, True, False, False]))
+    assert ranking.roc_auc() == [0.875]
+    assert ranking.average_precision() == pytest.approx([0.5 * 1 + 0.5 * 2 / 3])
 
 
-def test_ranking_scores_are_none_where_undefined():
+def test_each_column_of_weights_ranks_the_rows_that_it_counts(rng):
+    scores, positives = np.round(rng.random(30), 1), rng.random(30) < 0.4
+    weights = rng.integers(0, 3, size=(30, 2))
+    ranking = metrics.Ranking.of(scores, positives, weights.astype(float))
+    for column, counts in enumerate(weights.T):
+        alone = metrics.Ranking.of(scores.repeat(counts), positives.repeat(counts))
+        assert ranking.roc_auc()[column] == pytest.approx(alone.roc_auc()[0], abs=EXACT)
+        assert ranking.average_precision()[column] == pytest.approx(alone.average_precision()[0], abs=EXACT)
+
+
+def test_ranking_scores_are_not_told_where_undefined():
     scores, nothing = np.array([0.2, 0.8]), np.array([False, False])
-    assert metrics.roc_auc(scores, nothing) is None
-    assert metrics.roc_auc(scores, ~nothing) is None
-    assert metrics.average_precision(scores, nothing) is None
-    assert np.isnan(metrics.roc_curve(scores, nothing)[1]).all()
-    assert np.isnan(metrics.precision_recall_curve(scores, nothing)[0]).all()
+    of_nothing, of_everything = (metrics.Ranking.of(scores, positives) for positives in (nothing, ~nothing))
+    assert np.isnan(of_nothing.roc_auc()) and np.isnan(of_everything.roc_auc())
+    assert np.isnan(of_nothing.average_precision()) and of_everything.average_precision() == 1
+    assert np.isnan(of_nothing.roc_curve()[1]).all()
+    assert np.isnan(of_nothing.precision_recall_curve()[0]).all()
 
 
-def test_log_loss_agrees_with_scikit_learn_and_forgives_a_zero(drawn):
-    probabilities, labels = drawn
-    assert metrics.log_loss(probabilities, labels) == pytest.approx(
-        reference.log_loss(labels, probabilities, labels=range(4)), abs=EXACT)
-    assert np.isfinite(metrics.log_loss(np.array([[0.0, 1.0]]), np.array([0])))
+def test_log_loss_forgives_a_zero():
+    result = metrics.evaluate(np.array([[0.0, 1.0], [0.5, 0.5]]), np.array([0, 0]), class_names=("a", "b"))
+    assert result["log_loss"] == pytest.approx((-np.log(np.finfo(float).eps) - np.log(0.5)) / 2)
 
 
-def test_brier_score_by_hand():
-    assert metrics.brier_score(np.array([[0.5, 0.3, 0.2]]), np.array([0])) == pytest.approx(0.25 + 0.09 + 0.04)
-    assert metrics.brier_score(np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([0, 0])) == 1.0
+@pytest.mark.parametrize(("probabilities", "labels", "expected"), [
+    ([[0.5, 0.3, 0.2]], [0], 0.25 + 0.09 + 0.04),
+    ([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], [0, 0], 1.0),
+])
+def test_brier_score_by_hand(probabilities, labels, expected):
+    result = metrics.evaluate(np.array(probabilities), np.array(labels), class_names=("a", "b", "c"))
+    assert result["brier_score"] == pytest.approx(expected)
 
 
 def test_calibration_by_hand():
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [1.0, 0.0]])
     labels = np.array([0, 1, 1, 0])
-    confidence, accuracy, count = metrics.reliability_curve(probabilities, labels, n_bins=10)
+    confidence, accuracy, count, error = metrics.reliability_curve(probabilities, labels, n_bins=10)
     assert count.tolist() == [0, 0, 0, 0, 0, 1, 0, 0, 2, 1]
     np.testing.assert_allclose(confidence[[5, 8, 9]], [0.6, 0.9, 1.0])
     np.testing.assert_allclose(accuracy[[5, 8, 9]], [1.0, 0.5, 1.0])
     assert np.isnan(confidence[0]) and np.isnan(accuracy[0])
-    assert metrics.expected_calibration_error(probabilities, labels, n_bins=10) == pytest.approx((0.4 + 2 * 0.4) / 4)
+    assert error == pytest.approx((0.4 + 2 * 0.4) / 4)
 
 
 def test_evaluate_agrees_with_scikit_learn_and_is_json(drawn):
@@ -134,17 +145,19 @@ def test_evaluate_agrees_with_scikit_learn_and_is_json(drawn):
     precision = [reference.average_precision_score(labels == k, probabilities[:, k]) for k in present]
     assert result["macro_roc_auc"] == pytest.approx(np.mean(auc), abs=EXACT)
     assert result["macro_average_precision"] == pytest.approx(np.mean(precision), abs=EXACT)
-    assert result["log_loss"] == pytest.approx(metrics.log_loss(probabilities, labels), abs=EXACT)
-    assert result["brier_score"] == pytest.approx(metrics.brier_score(probabilities, labels), abs=EXACT)
-    assert result["ece"] == pytest.approx(metrics.expected_calibration_error(probabilities, labels), abs=EXACT)
+    assert result["log_loss"] == pytest.approx(
+        reference.log_loss(labels, probabilities, labels=range(4)), abs=EXACT)
+    squares = (probabilities - np.eye(4)[labels]) ** 2
+    assert result["brier_score"] == pytest.approx(squares.sum(axis=1).mean(), abs=EXACT)
+    assert result["ece"] == metrics.reliability_curve(probabilities, labels)[3] > 0
     assert result["n_segments"] == len(labels)
     assert result["confusion_matrix"] == reference.confusion_matrix(
         labels, probabilities.argmax(axis=1), labels=range(4)).tolist()
 
 
-def test_per_class_table_agrees_with_scikit_learn(drawn):
+def test_the_scores_of_each_class_agree_with_scikit_learn(drawn):
     probabilities, labels = drawn
-    table = metrics.per_class_table(probabilities, labels, class_names=CLASS_NAMES)
+    table = metrics.evaluate(probabilities, labels, class_names=CLASS_NAMES)["per_class"]
     assert [row["class_name"] for row in table] == list(CLASS_NAMES)
     expected = zip(*reference.precision_recall_fscore_support(
         labels, probabilities.argmax(axis=1), labels=range(4), zero_division=0))
@@ -169,15 +182,24 @@ def test_per_class_table_agrees_with_scikit_learn(drawn):
     (lambda p, y: (p, y.astype(float)), "labels must be integers, got float64"),
     (lambda p, y: (p[:0], y[:0]), "at least one row"),
 ])
-def test_validate_refuses_and_guesses_the_cause(rng, change, message):
+def test_what_cannot_be_scored_is_refused_and_the_cause_guessed(rng, change, message):
     probabilities, labels = change(*draw(rng))
     with pytest.raises(ConfigError, match=message):
         metrics.evaluate(probabilities, labels, class_names=CLASS_NAMES)
 
 
-def test_validate_accepts_half_precision(rng):
+def test_half_precision_is_accepted_and_scored_in_double(rng):
     probabilities, labels = draw(rng)
-    metrics.validate(probabilities.astype(np.float16), labels, class_names=CLASS_NAMES)
+    half = probabilities.astype(np.float16)
+    result = metrics.evaluate(half, labels, class_names=CLASS_NAMES)
+    assert result == metrics.evaluate(half.astype(np.float64), labels, class_names=CLASS_NAMES)
+
+
+def test_class_counts_are_taken_once_a_pass(rng, monkeypatch):
+    passes, usual = [], metrics._ClassCounts.of
+    monkeypatch.setattr(metrics._ClassCounts, "of", lambda *given: (passes.append(1), usual(*given))[1])
+    metrics.evaluate(*draw(rng), class_names=CLASS_NAMES)
+    assert len(passes) == 1
 
 
 def test_inputs_are_not_changed_and_nothing_warns(rng):

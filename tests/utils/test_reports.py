@@ -9,7 +9,6 @@ import pytest
 from models.efficientnet_config import FrontendConfig
 from models.calibration import Calibration
 from utils import metrics, reports
-from utils.evaluation import intervals
 
 LEAST_PNG_BYTES = 5_000  # an empty white figure of these sizes is smaller
 LEAST_COLOURS = 20  # white, black, two curve colours and their blended edges
@@ -38,23 +37,6 @@ def predict(rng):
     return Calibration().probabilities(rng.normal(size=(60, 4)) + 2 * np.eye(4)[labels]), labels
 
 
-def describe(name, probabilities, labels, *, latency):
-    arguments = {"class_names": CLASS_NAMES, "n_bootstrap": 20, "confidence": 0.9}
-    recording_ids = np.arange(len(labels)) // 3
-    return {"name": name, "model_name": "efficientnet-b1", "n_parameters": 6_513_184, "file_megabytes": 26.4,
-            "metrics": metrics.evaluate(probabilities, labels, class_names=CLASS_NAMES), "latency": latency,
-            "intervals": intervals.bootstrap_intervals(probabilities, labels, recording_ids,
-                                                       rng=np.random.default_rng(0), **arguments),
-            "class_intervals": intervals.per_class_intervals(probabilities, labels, recording_ids,
-                                                             rng=np.random.default_rng(0), **arguments)}
-
-
-def describe_two(probabilities, labels):
-    latency = {"median_ms": 41.2, "p95_ms": 57.8, "clips_per_second": 24.3, "batch_size": 16, "device": "cpu"}
-    return [describe("Strong", np.eye(4)[labels], labels, latency=latency),
-            describe("Weak", probabilities, labels, latency=None)]
-
-
 @pytest.fixture
 def predictions(rng):
     return predict(rng)
@@ -62,7 +44,23 @@ def predictions(rng):
 
 @pytest.fixture
 def results(predictions):
-    return describe_two(*predictions)
+    """A perfect model and a weak one, with made-up intervals; those of the absent class are not told."""
+    def describe(name, probabilities, labels):
+        scores = metrics.evaluate(probabilities, labels, class_names=CLASS_NAMES)
+        return metrics.ModelScores(
+            name=name, metrics=scores, intervals=dict.fromkeys(scores, (0.25, 0.75)),
+            class_intervals=[{"f1": (0.1, 0.9) if row["support"] else None} for row in scores["per_class"]])
+
+    probabilities, labels = predictions
+    return [describe("Strong", np.eye(4)[labels], labels), describe("Weak", probabilities, labels)]
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Every figure that is drawn, to be looked at before it is pixels."""
+    drawn, usual = [], reports.Figure
+    monkeypatch.setattr(reports, "Figure", lambda **given: (drawn.append(usual(**given)), drawn[-1])[1])
+    return drawn
 
 
 def assert_is_a_picture(path):
@@ -113,10 +111,37 @@ def test_confusion_matrix_is_drawn_with_an_empty_row(tmp_path, n_classes):
     assert_is_a_picture(tmp_path / "confusion.png")
 
 
+def test_confusion_matrix_has_truth_in_rows(tmp_path, figures):
+    # three of four birds were heard as birds and one as a frog; both frogs were heard as frogs
+    confusion = metrics.confusion_matrix(np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1, 1]), n_classes=2)
+    reports.plot_confusion_matrix(tmp_path / "confusion.png", confusion, class_names=("bird", "frog"), title="test")
+    ax = figures[0].axes[0]
+    assert ax.get_xlabel().startswith("predicted") and ax.get_ylabel().startswith("true")
+    columns = {tick: label.get_text() for tick, label in zip(ax.get_xticks(), ax.get_xticklabels())}
+    rows = {tick: label.get_text() for tick, label in zip(ax.get_yticks(), ax.get_yticklabels())}
+    written = {(rows[y], columns[x]): text.get_text() for text in ax.texts for x, y in [text.get_position()]}
+    assert written == {("bird (4)", "bird"): "3\n75%", ("bird (4)", "frog"): "1\n25%",
+                       ("frog (2)", "bird"): "", ("frog (2)", "frog"): "2\n100%"}
+    shares = ax.collections[0].get_array().reshape(2, 2)
+    np.testing.assert_array_equal(shares, [[0.75, 0.25], [0, 1]])
+
+
 @pytest.mark.parametrize("plot", [reports.plot_roc_curves, reports.plot_precision_recall_curves])
 def test_curves_are_drawn_with_an_absent_class(tmp_path, predictions, plot):
     plot(tmp_path / "curves.png", *predictions, class_names=CLASS_NAMES)
     assert_is_a_picture(tmp_path / "curves.png")
+
+
+@pytest.mark.parametrize(("plot", "points", "told"), [
+    (reports.plot_roc_curves, [(0, 0), (0, 0.5), (0.5, 1), (1, 1)], "bird: 0.875 (2)"),
+    (reports.plot_precision_recall_curves, [(0, 1), (0.5, 1), (1, 2 / 3), (1, 0.5)], "bird: 0.833 (2)"),
+])
+def test_curves_by_hand(tmp_path, figures, plot, points, told):
+    bird = np.array([0.9, 0.5, 0.5, 0.1])
+    plot(tmp_path / "curves.png", np.stack([bird, 1 - bird], axis=1), np.array([0, 0, 1, 1]),
+         class_names=("bird", "frog"))
+    lines = {line.get_label(): line for line in figures[0].axes[0].lines}
+    np.testing.assert_allclose(lines[told].get_xydata(), points)
 
 
 def test_reliability_is_drawn_with_empty_bins(tmp_path, predictions):
@@ -128,6 +153,19 @@ def test_reliability_is_drawn_with_empty_bins(tmp_path, predictions):
 def test_comparison_is_drawn(tmp_path, results, n_models):
     reports.plot_comparison(tmp_path / "comparison.png", results[:n_models])
     assert_is_a_picture(tmp_path / "comparison.png")
+
+
+def test_comparison_draws_each_score_of_each_model_with_its_interval(tmp_path, results, figures):
+    reports.plot_comparison(tmp_path / "comparison.png", results)
+    left, right = figures[0].axes
+    titles = [label.get_text() for label in left.get_yticklabels()]
+    for bars, result in zip(left.containers, results):
+        assert bars.get_label() == result.name
+        assert bars[titles.index("F1, macro")].get_width() == result.metrics["macro_f1"]
+    for bars, result in zip(right.containers, results):
+        assert [bar.get_width() for bar in bars] == [row["f1"] or 0 for row in result.metrics["per_class"]]
+    assert {tuple(line.get_xdata()) for line in left.lines} == {(0.25, 0.75)}
+    assert len(right.lines) == 2 * 3  # two models, three classes that occur
 
 
 def test_a_picture_that_fails_leaves_the_old_one(tmp_path, predictions):

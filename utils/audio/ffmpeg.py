@@ -4,9 +4,11 @@ ffmpeg is told the container, never left to guess it: a file that is called a re
 playlist that names other files. Its output is Sun AU: six big-endian numbers, then samples; no length is needed.
 """
 
+import contextlib
 import os
 import queue
 import shutil
+import signal
 import struct
 import subprocess
 import threading
@@ -30,6 +32,9 @@ SILENCE_SECONDS = 60.0  # ffmpeg is taken to hang when it gives nothing for so l
 LONGEST_SECONDS = 30 * 24 * 3600  # ends a file that pretends to have no end
 _HEADER = struct.Struct(">4s5I")
 _FLOAT32_ENCODING = 6
+_WAV_HEAD_BYTES = 1 << 16
+_WAV_FORMAT = struct.Struct("<8x2H8x2H")  # chunk "fmt ": codec, channels, bytes of a frame, bits of a sample
+_PCM = 1
 _WAITING_BLOCKS = 8
 _READ_BYTES = 1 << 18
 _MOST_TOLD = 200  # characters of what ffmpeg says
@@ -62,7 +67,8 @@ class FfmpegStream:
     def __init__(self, path: Path, *, refused: str, silence_seconds: float = SILENCE_SECONDS) -> None:
         self._path, self._refused, self._silence_seconds = path, refused.rstrip("."), silence_seconds
         self._process = subprocess.Popen(
-            self._command(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            self._command(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            start_new_session=True)
         self._blocks: queue.Queue[bytes] = queue.Queue(_WAITING_BLOCKS)
         self._said = self._rest = b""  # what ffmpeg told; what came after the header with it
         self._closed = threading.Event()
@@ -85,21 +91,22 @@ class FfmpegStream:
             ``timeout`` where ffmpeg hangs, ``corrupt`` where it fails after some sound.
         """
         frame_bytes = 4 * self.channels
-        held = self._rest
-        while data := self._take():
+        held, data = b"", self._rest or self._take()  # all of a short file may have come with the header
+        while data:
             held += data
             whole = len(held) - len(held) % frame_bytes
             samples = np.frombuffer(held[:whole], dtype=">f4").astype(np.float32).reshape(-1, self.channels)
             held = held[whole:]
             for first in range(0, len(samples), n_frames):
                 yield samples[first:first + n_frames]
+            data = self._take()
         if self._process.wait() != 0:
             raise AudioError(f"cannot be decoded further: {self._words()}", status="corrupt")
 
     def close(self) -> None:
         """Stop ffmpeg and its threads."""
         self._closed.set()
-        self._process.kill()
+        self._kill()
         self._process.wait()
         for thread in self._threads:
             thread.join()
@@ -107,17 +114,27 @@ class FfmpegStream:
             assert pipe is not None
             pipe.close()
 
+    def _kill(self) -> None:
+        if os.name == "nt":
+            self._process.kill()
+        elif any(thread.is_alive() for thread in self._threads) or self._process.poll() is None:
+            # with its children: where ffmpeg is a script that starts the real one, that one holds the pipes
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
     def _command(self) -> list[str]:
         extension = self._path.suffix.lower()
+        if extension not in FORMATS:
+            raise AudioError(f"is not readable by libsndfile ({self._refused}), and its extension {extension!r} does"
+                             f" not tell its format: name it after its format, or convert it to WAV",
+                             status="unsupported")
+        if FORMATS[extension] == "wav":
+            _check_wav_header(self._path)
         program = _program()
         if program is None:
             raise AudioError(f"is not readable by libsndfile ({self._refused}) and ffmpeg is not installed: install"
                              f" ffmpeg or convert the file to WAV",
                              status="unsupported" if extension in FFMPEG_ONLY else "corrupt")
-        if extension not in FORMATS:
-            raise AudioError(f"is not readable by libsndfile ({self._refused}), and its extension {extension!r} does"
-                             f" not tell its format: name it after its format, or convert it to WAV",
-                             status="unsupported")
         return [program, "-nostdin", "-hide_banner", "-loglevel", "error", "-protocol_whitelist", "file,pipe",
                 "-f", FORMATS[extension], "-i", f"file:{self._path}", "-map", "0:a:0", "-t", str(LONGEST_SECONDS),
                 "-c:a", "pcm_f32be", "-f", "au", "pipe:1"]
@@ -164,6 +181,22 @@ class FfmpegStream:
         assert self._process.stderr is not None
         for line in self._process.stderr:  # read on, or ffmpeg would wait for room
             self._said = (self._said + line)[-4 * _MOST_TOLD:]
+
+
+def _check_wav_header(path: Path) -> None:
+    """Refuse a header whose frames have no room for their samples: ffmpeg would make noise of it."""
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(_WAV_HEAD_BYTES)
+    except OSError as error:
+        raise AudioError(f"cannot be opened: {error.strerror}", status="corrupt") from error
+    place = head.find(b"fmt ")
+    if not head.startswith((b"RIFF", b"RF64")) or place < 0 or len(head) < place + _WAV_FORMAT.size:
+        return
+    codec, channels, frame_bytes, bits = _WAV_FORMAT.unpack_from(head, place)
+    if codec == _PCM and 8 * frame_bytes < channels * bits:
+        raise AudioError(f"says that {channels} x {bits} bits are {frame_bytes} bytes: its header is damaged, copy it"
+                         f" from the recorder again", status="corrupt")
 
 
 def _program() -> str | None:

@@ -69,7 +69,8 @@ class Samples:
     name: str = "samples"
 
     def __post_init__(self) -> None:
-        if self.values.ndim not in (1, 2) or not np.issubdtype(self.values.dtype, np.floating):
+        if (self.values.ndim not in (1, 2) or 0 in self.values.shape[1:]
+                or not np.issubdtype(self.values.dtype, np.floating)):
             raise ConfigError(f"samples must be floating point (n_samples,) or (n_samples, n_channels) in [-1, 1], got"
                               f" {self.values.dtype} {self.values.shape}: divide integers by their largest value")
 
@@ -279,7 +280,7 @@ class _ArrayStream:
     """Samples in memory."""
 
     def __init__(self, recording: Samples) -> None:
-        self._values = recording.values.reshape(len(recording.values), -1)
+        self._values = recording.values[:, None] if recording.values.ndim == 1 else recording.values
         self.sample_rate, self.channels = recording.sample_rate, self._values.shape[1]
 
     def blocks(self, n_frames: int) -> Iterator[np.ndarray]:
@@ -294,7 +295,8 @@ class _LibsndfileStream:
     """A file that libsndfile reads."""
 
     def __init__(self, path: Path) -> None:
-        self._sound = sf.SoundFile(path)
+        # bytes: soundfile encodes a name strictly, and not every name on Linux is UTF-8
+        self._sound = sf.SoundFile(os.fspath(path) if os.name == "nt" else os.fsencode(path))
         self.sample_rate, self.channels = self._sound.samplerate, self._sound.channels
 
     def blocks(self, n_frames: int) -> Iterator[np.ndarray]:

@@ -129,7 +129,7 @@ def extract_recording(settings: PreprocessSettings, source: Source) -> Extracted
             windows, peak = _write_windows(settings, source, reader, written)
             facts = {"duration_seconds": round(reader.duration_seconds, 6), "sample_rate": reader.native_sample_rate,
                      "channels": reader.channels}
-        sha256 = file_sha256(path)
+        sha256 = _sha256(path)
         if not written:
             raise AudioError(f"{path} lasts {reader.duration_seconds:.1f} s and none of its labelled times lies"
                              f" within: correct the labels", status="empty")
@@ -168,6 +168,13 @@ def _write_windows(settings: PreprocessSettings, source: Source, reader: Recordi
         _remove(settings.output_dir, [window for window, keep in zip(windows, active, strict=True) if not keep])
         windows = [window for window, keep in zip(windows, active, strict=True) if keep]
     return windows, peak
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise AudioError(f"{path} vanished while it was read: {error.strerror}", status="corrupt") from error
 
 
 def _parts(source: Source, sample_rate: int) -> list[Part]:

@@ -65,10 +65,13 @@ def preprocess(settings: PreprocessSettings, sources: Sequence[Source], *, execu
     ManifestError
         If fewer than two classes are left.
     AudioError
-        If no recording gave a window.
+        If there is no source, or none gave a window.
     ConfigError
         If another run writes the folder.
     """
+    if not sources:
+        raise AudioError(f"there are no recordings to preprocess in {settings.input_dir}: the table names none, or all"
+                         f" its rows were dropped", status="empty")
     n_empty = cached_frontend(settings.frontend).n_empty_bands
     if n_empty:
         logger.warning("%d of %d mel bands are narrower than a frequency bin and stay empty: lower --n_mels or raise"

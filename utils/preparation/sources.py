@@ -256,14 +256,23 @@ def _source(path: str, rows: list[tuple[int, dict]], chosen: Mapping[str, str], 
         raise ManifestError(f"{labels_csv} line {rows[0][0]}: {path} has several labels for the same time ({labels});"
                             f" NightScan learns one label per window")
     group_value = rows[0][1].get(chosen.get("group", ""), "")
-    fold = rows[0][1].get(chosen.get("fold", ""), "").strip()
-    if "fold" in chosen and not fold:
-        raise ManifestError(f"{labels_csv} line {rows[0][0]}: the fold of {path} is empty: give every row its fold, or"
-                            f" leave --fold_column out")
+    fold = _fold(path, rows, chosen["fold"], labels_csv) if "fold" in chosen else ""
     recording_id = _group(path, group_by, group_value, own_id)
     if not recording_id:
         raise ManifestError(f"{labels_csv} line {rows[0][0]}: the group of {path} is empty")
     return Source(path, recording_id, unique, fold, own_id)
+
+
+def _fold(path: str, rows: list[tuple[int, dict]], column: str, labels_csv: Path) -> str:
+    folds = [row[column].strip() for _, row in rows]
+    for (line, _), fold in zip(rows, folds, strict=True):
+        if not fold:
+            raise ManifestError(f"{labels_csv} line {line}: the fold of {path} is empty: give every row its fold, or"
+                                f" leave --fold_column out")
+        if fold != folds[0]:
+            raise ManifestError(f"{labels_csv} line {line}: {path} stands in two folds ({folds[0]} and {fold}): give"
+                                f" all its rows one fold")
+    return folds[0]
 
 
 def _seconds(row: Mapping[str, str], column: str | None, where: str) -> float | None:

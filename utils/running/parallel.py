@@ -32,6 +32,7 @@ _ALIVE_EVERY_SECONDS = 1.0
 _WAITING_PARTS = 64  # parts a worker may have ready before it waits for the consumer
 _ITEMS_AHEAD = 8  # of a worker whose turn it is not: many short files keep it busy meanwhile
 _GOODBYE_SECONDS = 5.0
+_HAS_GROUPS = os.name == "posix"
 
 
 class Done:
@@ -294,9 +295,13 @@ def _start(work: Work) -> _Worker:
 
 
 def _end(worker: _Worker) -> None:
+    """End a worker and what it has started: a decoder that hangs must not outlive it."""
     worker.channel.close()
     if worker.process.is_alive():
         worker.process.kill()
+    if _HAS_GROUPS:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # no one of the group is left
+            os.killpg(worker.process.pid, signal.SIGKILL)
     worker.process.join()
 
 
@@ -336,6 +341,8 @@ def _serve(channel: Connection, parents_end: Connection, work: Work, parent_pid:
     parents_end.close()  # under fork the worker holds a copy, which would keep the pipe open for ever
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if _HAS_GROUPS:
+        os.setpgid(0, 0)
     threading.Thread(target=_end_with_parent, args=(parent_pid,), daemon=True).start()
     _outbox = _Outbox(channel)
     _outbox.put(_Message())  # under spawn, importing has taken a while
@@ -357,6 +364,8 @@ def _end_with_parent(parent_pid: int) -> None:
     while True:
         time.sleep(_POLL_SECONDS / 2)
         gone = os.getppid() != parent_pid if os.name == "posix" else parent is not None and not parent.is_alive()
+        if gone and _HAS_GROUPS:
+            os.killpg(0, signal.SIGKILL)
         if gone:
             os._exit(1)
 

@@ -16,7 +16,7 @@ import numpy as np
 from models.errors import ConfigError
 
 _HASH_BLOCK_BYTES = 1 << 20
-_TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp")  # what atomic_path makes
+_TEMPORARY = re.compile(r"(\..*)\.[a-z0-9_]{8}\.tmp")  # what atomic_path makes
 _NPY_HEADER_BYTES = 128  # numpy.lib.format 1.0, for any shape that has few dimensions
 _NAME_SHARE = 40  # characters of the target's name in that of its temporary file
 
@@ -72,14 +72,16 @@ def remove_temporaries(folder: Path, output: str = "") -> None:
     folder : Path
         Searched with all folders below it.
     output : str
-        Only files whose name begins with it, in the folder itself.
+        Only files of this name and an extension, in the folder itself; none where the name is too long to stand whole
+        in that of a temporary file, for another output's would look alike.
     """
-    prefix = f".{output[:_NAME_SHARE]}"
+    wanted = re.compile(rf"\.{re.escape(output)}\.[^.]*" if output else r"\..*")
     for parent, folders, names in os.walk(folder):
         if output:
             folders.clear()
         for name in names:
-            if _TEMPORARY.fullmatch(name) and name.startswith(prefix):
+            temporary = _TEMPORARY.fullmatch(name)
+            if temporary and wanted.fullmatch(temporary[1]):
                 Path(parent, name).unlink(missing_ok=True)
 
 

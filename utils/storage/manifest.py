@@ -13,7 +13,7 @@ from models.classes import ClassList
 from models.efficientnet_config import FrontendConfig
 from models.errors import ManifestError
 from utils.storage.files import file_sha256, read_json
-from utils.storage.names import check_inside
+from utils.storage.names import check_inside, text_to_name
 from utils.storage.tables import read_table, write_table
 
 FORMAT_VERSION = 1
@@ -51,7 +51,7 @@ class Manifest:
 
     def spectrogram_path(self, index: int) -> Path:
         """Return where the spectrogram of row ``index`` lies."""
-        return self.path.parent / self.rows["path"].iloc[index]
+        return self.path.parent / text_to_name(self.rows["path"].iloc[index])
 
     def labels(self) -> np.ndarray:
         """Return int64 ``(n_rows,)``."""

@@ -1,13 +1,28 @@
+import dataclasses
 import html
 import re
 
 import numpy as np
 import pytest
 
-from tests.utils.test_reports import CLASS_NAMES, describe_two, predict
+from models.calibration import Calibration
+from models.classes import ClassList
+from models.description import ModelDescription
+from models.efficientnet_config import EfficientNetConfig, FrontendConfig
+from tests.utils.test_reports import CLASS_NAMES, predict
 from utils import reports
-from utils.evaluation import intervals
+from utils.evaluation.comparison import paired_comparison
+from utils.evaluation.intervals import Bootstrap, score_intervals
 from utils.evaluation.page import write_evaluation_page
+from utils.evaluation.results import Evaluation, Latency, ModelEvaluation
+from utils.metrics import ScoredSegments, evaluate_segments
+
+BOOTSTRAP = Bootstrap(recording_ids=np.arange(60) // 3, n_bootstrap=50, confidence=0.9, seed=0)
+DESCRIPTION = ModelDescription(path="model.pth", sha256="0", model_name="efficientnet-b1", config=EfficientNetConfig(),
+                               frontend=FrontendConfig(), classes=ClassList(CLASS_NAMES), calibration=Calibration(),
+                               n_parameters=6_513_184)
+LATENCY = Latency(median_ms=41.2, p95_ms=57.8, clips_per_second=24.3, batch_size=16, n_runs=5, device="torch-cpu",
+                  torch_threads=2)
 
 
 @pytest.fixture
@@ -15,87 +30,122 @@ def predictions():
     return predict(np.random.default_rng(11))
 
 
-@pytest.fixture
-def results(predictions):
-    return describe_two(*predictions)
+def describe(name, probabilities, labels, *, seen=None):
+    segments = ScoredSegments(probabilities, labels, CLASS_NAMES)
+    intervals, class_intervals = score_intervals(segments, BOOTSTRAP)
+    return ModelEvaluation(name=name, segments=segments, metrics=evaluate_segments(segments), intervals=intervals,
+                           class_intervals=class_intervals, description=DESCRIPTION, file_megabytes=26.4,
+                           latency=LATENCY, recordings_seen_in_training=seen)
 
 
 @pytest.fixture
-def compare(predictions):
-    def run(a, b):
-        return intervals.paired_comparison(a, b, predictions[1], np.arange(60) // 3, class_names=CLASS_NAMES,
-                                           n_bootstrap=50, confidence=0.9, rng=np.random.default_rng(0))
-    return run
+def strong(predictions):
+    return describe("Strong", np.eye(4)[predictions[1]], predictions[1], seen=3)
+
+
+@pytest.fixture
+def weak(predictions):
+    return describe("Weak", *predictions)
+
+
+def evaluation_of(*models, bootstrap=BOOTSTRAP):
+    comparison = None
+    if len(models) == 2:
+        comparison = paired_comparison(models[0].segments, models[1].segments, bootstrap)
+    return Evaluation(test_csv="test.csv", class_names=CLASS_NAMES, bootstrap=bootstrap, models=models,
+                      comparison=comparison)
 
 
 def visible_text(page):
-    return html.unescape(re.sub(r"<[^>]*>", " ", page.split("</style>")[1]))
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page.split("</style>")[1])).split())
 
 
-def write_page(path, **changes):
-    arguments = {"comparison": None, "pictures": [], "settings": {}}
-    write_evaluation_page(path, **{**arguments, **changes})
+def write_page(path, evaluation, pictures=()):
+    write_evaluation_page(path, evaluation, pictures=pictures)
     return path.read_text(encoding="utf-8")
 
 
-def test_page_tells_the_verdict_the_numbers_and_the_settings(tmp_path, predictions, results, compare):
-    comparison = compare(np.eye(4)[predictions[1]], predictions[0])
-    page = write_page(tmp_path / "report.html", results=results, comparison=comparison, settings={"bootstrap": 50})
-    text = " ".join(visible_text(page).split())
-    low, high = comparison["differences"]["macro_f1"]["interval"]
-    weak_f1 = results[1]["metrics"]["macro_f1"]
+def test_page_tells_the_verdict_the_numbers_and_the_settings(tmp_path, strong, weak):
+    evaluation = evaluation_of(strong, weak)
+    text = visible_text(write_page(tmp_path / "report.html", evaluation))
+    low, high = evaluation.comparison.differences["macro_f1"].interval
+    weak_f1 = weak.metrics["macro_f1"]
     assert "Strong is better than Weak. " in text
     assert f"macro F1 is 1.000 against {weak_f1:.3f}: a difference of {1 - weak_f1:+.3f}" in text
     assert f"(90% interval {low:+.3f} to {high:+.3f}, which excludes 0)" in text
     assert "60 segments of 20 recordings" in text
-    assert "6,513,184 26.4 41.2 57.8 24.3 16 cpu" in text
-    assert "Weak efficientnet-b1 6,513,184 26.4 – – – – –" in text
-    assert "bootstrap 50" in text
+    assert "Strong efficientnet-b1 6,513,184 26.4 41.2 57.8 24.3 16 torch-cpu" in text
+    assert "bootstrap 50" in text and "n_recordings 20" in text
+    assert "Strong: test recordings seen in training 3" in text
+    assert "Weak: test recordings seen in training unknown" in text
     for name in ("accuracy", "macro_roc_auc", "log_loss", "ece"):
-        low, high = results[1]["intervals"][name]
-        assert f"{results[1]['metrics'][name]:.3f} {low:.3f} to {high:.3f}" in text, name
+        low, high = weak.intervals[name]
+        assert f"{weak.metrics[name]:.3f} {low:.3f} to {high:.3f}" in text, name
 
 
-def test_page_names_the_better_model_when_it_comes_second(tmp_path, predictions, results, compare):
-    comparison = compare(predictions[0], np.eye(4)[predictions[1]])
-    low, high = comparison["differences"]["macro_f1"]["interval"]
-    only_strong = comparison["mcnemar"]["only_b_correct"]
-    text = visible_text(write_page(tmp_path / "report.html", results=results[::-1], comparison=comparison))
+def test_page_tells_the_scores_of_each_class(tmp_path, weak):
+    text = visible_text(write_page(tmp_path / "report.html", evaluation_of(weak)))
+    row, intervals = weak.metrics["per_class"][0], weak.class_intervals[0]
+    cells = " ".join(f"{row[name]:.3f} {intervals[name][0]:.3f} to {intervals[name][1]:.3f}"
+                     for name in ("precision", "recall", "f1", "roc_auc", "average_precision"))
+    assert f"bird {row['support']} {cells}" in text
+    assert "absent 0 – – – – –" in text
+
+
+def test_page_names_the_better_model_when_it_comes_second(tmp_path, strong, weak):
+    evaluation = evaluation_of(weak, strong)
+    low, high = evaluation.comparison.differences["macro_f1"].interval
+    only_strong = evaluation.comparison.mcnemar.only_b_correct
+    text = visible_text(write_page(tmp_path / "report.html", evaluation))
     assert "Strong is better than Weak." in text
+    assert f"Its macro F1 is 1.000 against {weak.metrics['macro_f1']:.3f}: a difference of +0." in text
     assert f"interval {-high:+.3f} to {-low:+.3f}, which excludes 0" in text
     assert f"Strong alone is right on {only_strong} segments, Weak alone on 0 " in text
 
 
-def test_page_says_when_there_is_no_difference(tmp_path, predictions, results, compare):
-    comparison = compare(predictions[0], predictions[0])
-    text = visible_text(write_page(tmp_path / "report.html", results=results, comparison=comparison))
-    assert "No significant difference between Strong and Weak." in text
-    assert "which includes 0" in text
+def test_page_says_when_there_is_no_difference(tmp_path, weak):
+    text = visible_text(write_page(tmp_path / "report.html",
+                                   evaluation_of(dataclasses.replace(weak, name="Twin"), weak)))
+    assert "No significant difference between Twin and Weak." in text
+    assert "a difference of +0.000 (90% interval +0.000 to +0.000, which includes 0)" in text
 
 
-def test_page_of_one_model_tells_its_score(tmp_path, results):
-    text = visible_text(write_page(tmp_path / "report.html", results=results[1:],
-                                   settings={"confidence": 0.9, "n_recordings": 20}))
-    low, high = results[1]["intervals"]["macro_f1"]
-    assert f"Weak reaches a macro F1 of {results[1]['metrics']['macro_f1']:.3f} (interval {low:.3f} to {high:.3f})" \
-        in text
-    assert "60 segments of 20 recordings" in text and "90% bootstrap intervals" in text
+def test_page_says_when_recordings_are_too_few(tmp_path, strong, weak):
+    bootstrap = dataclasses.replace(BOOTSTRAP, recording_ids=["only one"] * 60)
+    text = visible_text(write_page(tmp_path / "report.html", evaluation_of(strong, weak, bootstrap=bootstrap)))
+    assert "(too few recordings for an interval)" in text
 
 
-def test_page_stands_alone_and_trusts_no_text(tmp_path, predictions, results):
+def test_page_of_one_model_tells_its_score(tmp_path, weak):
+    text = visible_text(write_page(tmp_path / "report.html", evaluation_of(weak)))
+    low, high = weak.intervals["macro_f1"]
+    assert f"Weak reaches a macro F1 of {weak.metrics['macro_f1']:.3f} (interval {low:.3f} to {high:.3f})" in text
+    assert "60 segments of 20 recordings" in text
+
+
+@pytest.mark.parametrize(("confidence", "told"), [(0.975, "97.5%"), (0.57, "57%"), (0.999, "99.9%"), (0.9, "90%")])
+def test_confidence_is_told_as_it_was_asked_for(tmp_path, weak, confidence, told):
+    bootstrap = dataclasses.replace(BOOTSTRAP, confidence=confidence)
+    text = visible_text(write_page(tmp_path / "report.html", evaluation_of(weak, weak, bootstrap=bootstrap)))
+    assert f"({told} interval" in text and f"Intervals are {told} bootstrap intervals" in text
+
+
+def test_page_stands_alone_and_trusts_no_text(tmp_path, predictions, weak):
     picture = tmp_path / "reliability.png"
     reports.plot_reliability(picture, *predictions)
     hostile = "<img src=x onerror=alert(1)>\"'"
-    page = write_page(tmp_path / "report.html", results=[{**results[0], "name": hostile, "model_name": hostile}],
-                      pictures=[(hostile, picture)], settings={hostile: hostile})
+    model = dataclasses.replace(weak, name=hostile, description=dataclasses.replace(DESCRIPTION, model_name=hostile))
+    evaluation = dataclasses.replace(evaluation_of(model), test_csv=hostile)
+    page = write_page(tmp_path / "report.html", evaluation, [(hostile, picture)])
     assert "<script" not in page and "<img src=x" not in page
-    assert html.escape(CLASS_NAMES[1]) in page and page.count(html.escape(hostile)) >= 5
+    assert html.escape(CLASS_NAMES[1]) in page
+    # headline, two tables' captions and titles, a picture's title and text, two settings
+    assert page.count(html.escape(hostile)) >= 8
     assert not re.search(r"(https?:)?//[a-z]|<link|@import|url\(", re.sub(r"base64,[^\"]*", "", page))
     assert re.search(r'src="data:image/png;base64,iVBOR[A-Za-z0-9+/]+=*"', page)
 
 
-def test_page_is_balanced_html(tmp_path, results, compare, predictions):
-    page = write_page(tmp_path / "report.html", results=results, comparison=compare(predictions[0], predictions[0]),
-                      settings={"seed": 1})
+def test_page_is_balanced_html(tmp_path, weak):
+    page = write_page(tmp_path / "report.html", evaluation_of(weak, weak))
     for tag in ("table", "tr", "td", "th", "div", "p", "span", "body", "html"):
         assert len(re.findall(rf"<{tag}[ >]", page)) == page.count(f"</{tag}>") > 0, tag

@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import json
 import re
 import shutil
@@ -10,12 +11,15 @@ import torch
 from torchvision.models import resnet18
 
 from models.efficientnet import LEGACY_FRONTEND, LEGACY_RESNET_NAME
-from models.errors import CheckpointError, ManifestError
+from models.errors import CheckpointError, ConfigError, ManifestError
 from tests.conftest import TINY_CLASSES
 from utils.evaluation import run as evaluation
 from utils.evaluation.run import EvaluationSettings, evaluate_models, legacy_class_names, model_probabilities
 from utils.prediction.predictor import EfficientNetPredictor
-from utils.storage.manifest import read_manifest
+from utils.storage.files import file_sha256
+from utils.storage.locks import locked
+from utils.storage.manifest import read_manifest, recording_contents
+from utils.storage.names import recording_hash
 
 ROUNDING = 1e-9  # float64 arithmetic in another order
 PRINTED = 1e-5  # scores of predictions.csv have six decimals
@@ -28,8 +32,12 @@ def settings(output_dir, *, audio_dir=None):
                               n_workers=0, latency_runs=2, seed=3)
 
 
-def efficientnet(tiny_model):
-    return tiny_model.best, EfficientNetPredictor(tiny_model.best, device="cpu", batch_size=8)
+def efficientnet(tiny_model, **metadata):
+    """Return the trained model; its file says what it learnt from, or ``metadata`` where given."""
+    predictor = EfficientNetPredictor(tiny_model.best, device="cpu", batch_size=8)
+    if metadata:
+        predictor.model = dataclasses.replace(predictor.model, metadata=metadata)
+    return tiny_model.best, predictor
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +65,7 @@ def manifest(tiny_dataset):
 
 @pytest.fixture(scope="module")
 def evaluated(tiny_model, legacy_file, manifest, tmp_path_factory):
-    """Both models, evaluated once; folder and returned content."""
+    """Both models, evaluated once; folder and what was returned."""
     folder = tmp_path_factory.mktemp("evaluation")
     predictors = {"EfficientNet": efficientnet(tiny_model), "ResNet18": legacy(legacy_file, manifest)}
     return folder, evaluate_models(predictors, manifest, settings(folder))
@@ -70,9 +78,14 @@ def moved(tiny_dataset, tmp_path):
 
 
 @pytest.fixture
-def no_page(monkeypatch):
-    """Leave out pictures and page, which take most of an evaluation of this size."""
-    monkeypatch.setattr(evaluation, "_write_page", lambda settings, content, results, labels: None)
+def no_pictures(monkeypatch):
+    """Leave out the pictures, which take most of an evaluation of this size."""
+    monkeypatch.setattr(evaluation, "_draw_pictures", lambda folder, models: [])
+
+
+def rewrite(path, change):
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    change(rows).to_csv(path, index=False)
 
 
 # scores
@@ -122,23 +135,44 @@ def test_the_contract_of_metrics_json(evaluated, manifest, tiny_model):
         assert {"median_ms", "p95_ms", "clips_per_second"} <= set(model["latency"])
         low, high = model["intervals"]["accuracy"]
         assert 0 <= low <= model["metrics"]["accuracy"] <= high <= 1
-    assert json.loads(json.dumps(evaluated[1])) == content
+    assert json.loads(json.dumps(evaluated[1].to_dict())) == content
+    assert list(first) == ["name", "model_name", "sha256", "file_megabytes", "n_parameters", "metrics", "intervals",
+                           "class_intervals", "latency", "recordings_seen_in_training"]
+    assert first["sha256"] == file_sha256(tiny_model.best)
+    assert content["settings"] == {"test_csv": "test.csv", "bootstrap": 50, "confidence": 0.95, "seed": 3}
+    assert set(content["comparison"]) == {"verdict", "verdict_metric", "confidence", "n_recordings", "differences",
+                                          "mcnemar"}
+    assert set(content["comparison"]["differences"]["accuracy"]) == {"difference", "interval"}
 
 
 def test_two_models_are_compared(evaluated):
-    comparison = evaluated[1]["comparison"]
-    assert comparison["verdict"] in ("better", "worse", "no significant difference")
-    first, second = (model["metrics"]["accuracy"] for model in evaluated[1]["models"])
-    assert comparison["differences"]["accuracy"]["difference"] == pytest.approx(first - second, abs=ROUNDING)
+    comparison = evaluated[1].comparison
+    first, second = (model.metrics["accuracy"] for model in evaluated[1].models)
+    assert comparison.differences["accuracy"].difference == pytest.approx(first - second, abs=ROUNDING)
     table = pd.read_csv(evaluated[0] / "predictions.csv")
     right = {name: (rows["true_class"] == rows["top_class"]).to_numpy() for name, rows in table.groupby("model")}
-    assert comparison["mcnemar"]["only_a_correct"] == (right["EfficientNet"] & ~right["ResNet18"]).sum()
-    assert comparison["mcnemar"]["only_b_correct"] == (right["ResNet18"] & ~right["EfficientNet"]).sum()
+    assert comparison.mcnemar.only_a_correct == (right["EfficientNet"] & ~right["ResNet18"]).sum()
+    assert comparison.mcnemar.only_b_correct == (right["ResNet18"] & ~right["EfficientNet"]).sum()
+
+
+@pytest.mark.parametrize(("first", "second", "verdict"), [
+    ("oracle", "stubborn", "better"), ("stubborn", "oracle", "worse"),
+    ("oracle", "oracle", "no significant difference"),
+])
+def test_the_verdict_is_about_the_first_model(tiny_model, manifest, tmp_path, monkeypatch, no_pictures, first, second,
+                                              verdict):
+    """One model is always right, the other always says class 0: the better one is known."""
+    said = {"oracle": manifest.labels(), "stubborn": np.zeros(len(manifest.rows), dtype=int)}
+    _, predictor = efficientnet(tiny_model)
+    answers = iter([first, second])
+    monkeypatch.setattr(evaluation, "model_probabilities", lambda *given, **options: np.eye(4)[said[next(answers)]])
+    found = evaluate_models(dict.fromkeys(("a", "b"), (tiny_model.best, predictor)), manifest, settings(tmp_path))
+    assert found.comparison.verdict == verdict
 
 
 def test_one_model_stands_alone(tiny_model, manifest, tmp_path):
-    content = evaluate_models({"EfficientNet": efficientnet(tiny_model)}, manifest, settings(tmp_path))
-    assert content["comparison"] is None and len(content["models"]) == 1
+    found = evaluate_models({"EfficientNet": efficientnet(tiny_model)}, manifest, settings(tmp_path))
+    assert found.comparison is None and len(found.models) == 1
     assert (tmp_path / "report.html").exists() and len(pd.read_csv(tmp_path / "predictions.csv")) == len(manifest.rows)
 
 
@@ -151,6 +185,36 @@ def test_the_page_needs_nothing_beside_it(evaluated):
         kind, _, data = source.partition(",")
         assert kind == "data:image/png;base64" and base64.b64decode(data).startswith(b"\x89PNG")
     assert not re.findall(r'href="http|url\(', page)
+
+
+# the output folder
+
+def test_a_folder_that_is_used_again_shows_one_evaluation(tiny_model, manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation.reports, "_DPI", 20)  # the names count, not the pictures
+    predictors = dict.fromkeys(("EfficientNet", "A/B ../C"), efficientnet(tiny_model))
+    evaluate_models(predictors, manifest, settings(tmp_path / "out"))
+    kinds = ("confusion_matrix", "roc_curves", "precision_recall_curves", "reliability")
+    named = {f"{kind}_{name}.png" for kind in kinds for name in ("efficientnet", "a_b_.._c")} | {"comparison.png"}
+    assert {path.name for path in (tmp_path / "out").rglob("*.png")} == named
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}  # a name leads to no other folder
+    (tmp_path / "out" / "confusion_matrix.png").write_bytes(b"of a training")
+    del predictors["A/B ../C"]
+    evaluate_models(predictors, manifest, settings(tmp_path / "out"))
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == \
+        {f"{kind}_efficientnet.png" for kind in kinds} | {"comparison.png", "confusion_matrix.png"}
+
+
+def test_models_that_would_write_the_same_pictures_are_refused(tiny_model, manifest, tmp_path):
+    predictors = dict.fromkeys(("Night 1", "night_1"), efficientnet(tiny_model))
+    with pytest.raises(ConfigError, match="differ as file names, got Night 1, night_1"):
+        evaluate_models(predictors, manifest, settings(tmp_path))
+
+
+def test_a_folder_that_another_evaluation_writes_is_refused(tiny_model, manifest, tmp_path):
+    predictors = {"EfficientNet": efficientnet(tiny_model)}
+    with locked(tmp_path), pytest.raises(ConfigError, match="is being written by"):
+        evaluate_models(predictors, manifest, settings(tmp_path))
+    assert not (tmp_path / "metrics.json").exists()
 
 
 # two front ends
@@ -216,27 +280,70 @@ def test_other_classes_are_refused(tiny_model, moved, tmp_path):
     info = json.loads((moved / "dataset.json").read_text(encoding="utf-8"))
     info["class_names"] = ["owl", *info["class_names"][1:]]
     (moved / "dataset.json").write_text(json.dumps(info), encoding="utf-8")
+    rewrite(moved / "test.csv", lambda rows: rows.replace({"class_name": {"bird_song": "owl"}}))
     with pytest.raises(CheckpointError, match="the model knows the classes bird_song.* has owl"):
         evaluate_models({"EfficientNet": efficientnet(tiny_model)}, read_manifest(moved / "test.csv"),
                         settings(tmp_path / "out"))
 
 
-def test_augmented_copies_are_left_out(tiny_model, moved, manifest, tmp_path, no_page):
+def test_augmented_copies_are_left_out(tiny_model, moved, manifest, tmp_path, no_pictures):
     rows = pd.read_csv(moved / "test.csv")
     pd.concat([rows.assign(augmentation="aug01"), rows]).to_csv(moved / "test.csv", index=False)
-    content = evaluate_models({"EfficientNet": efficientnet(tiny_model)}, read_manifest(moved / "test.csv"),
-                              settings(tmp_path / "out"))
-    assert content["n_segments"] == len(rows)
+    found = evaluate_models({"EfficientNet": efficientnet(tiny_model)}, read_manifest(moved / "test.csv"),
+                            settings(tmp_path / "out"))
+    assert found.bootstrap.n_segments == len(rows)
     alone = model_probabilities(efficientnet(tiny_model)[1], manifest, np.arange(len(rows)), audio_dir=None)
-    assert content["models"][0]["metrics"]["accuracy"] == \
+    assert found.models[0].metrics["accuracy"] == \
         pytest.approx((alone.argmax(axis=1) == manifest.labels()).mean(), abs=ROUNDING)
 
 
-def test_recordings_that_were_learnt_from_are_counted(tiny_model, tiny_dataset, evaluated, tmp_path, caplog, no_page):
+def test_recordings_that_were_learnt_from_are_counted(tiny_model, tiny_dataset, evaluated, tmp_path, caplog,
+                                                      no_pictures):
     val = read_manifest(tiny_dataset.output_dir / "val.csv")
-    content = evaluate_models({"EfficientNet": efficientnet(tiny_model)}, val, settings(tmp_path))
+    found = evaluate_models({"EfficientNet": efficientnet(tiny_model)}, val, settings(tmp_path))
     n_recordings = val.rows["recording_id"].nunique()
-    assert content["models"][0]["recordings_seen_in_training"] == n_recordings
+    assert found.models[0].recordings_seen_in_training == n_recordings
     assert f"{n_recordings} test recordings were used to train" in caplog.text
     # the test side shares none, and NightScan 1's file keeps no list
-    assert [model["recordings_seen_in_training"] for model in evaluated[1]["models"]] == [0, None]
+    assert [model.recordings_seen_in_training for model in evaluated[1].models] == [0, None]
+
+
+def learnt_contents(manifest):
+    """Return ``recording_contents`` as a checkpoint keeps it."""
+    return sorted(set().union(*recording_contents(manifest).values()))
+
+
+def n_seen(predictor, manifest, output_dir):
+    found = evaluate_models({"EfficientNet": predictor}, manifest, settings(output_dir))
+    return found.models[0].recordings_seen_in_training
+
+
+@pytest.mark.parametrize("kind", ["audio:", "log_mel:"])
+def test_a_moved_recording_is_recognised_by_its_content(tiny_model, manifest, moved, tmp_path, no_pictures, kind):
+    contents = [content for content in learnt_contents(manifest) if content.startswith(kind)]
+    rewrite(moved / "test.csv", lambda rows: rows.assign(recording_id="renamed/" + rows["recording_id"],
+                                                         source_path="renamed/" + rows["source_path"]))
+    rewrite(moved / "files.csv", lambda rows: rows.assign(path="renamed/" + rows["path"]))
+    renamed = read_manifest(moved / "test.csv")
+    learnt = efficientnet(tiny_model, recording_contents=contents)
+    assert n_seen(learnt, renamed, tmp_path / "out") == manifest.rows["recording_id"].nunique()
+    learnt_other = efficientnet(tiny_model, recording_contents=["audio:0", "log_mel:0"])
+    assert n_seen(learnt_other, renamed, tmp_path / "out") == 0
+
+
+def test_other_data_at_the_same_path_raises_no_alarm(tiny_model, manifest, moved, tmp_path, no_pictures, caplog):
+    contents = learnt_contents(manifest)
+    names = sorted(map(recording_hash, manifest.rows["recording_id"].unique()))
+    for row in range(len(manifest.rows)):
+        path = moved / manifest.rows["path"][row]
+        np.save(path, np.load(path) - 1)
+    rewrite(moved / "files.csv", lambda rows: rows.assign(sha256=rows["sha256"].str[::-1]))
+    learnt = efficientnet(tiny_model, recording_contents=contents, recordings=names)
+    assert n_seen(learnt, read_manifest(moved / "test.csv"), tmp_path / "out") == 0
+    assert "were used to train" not in caplog.text
+
+
+def test_a_file_of_an_older_version_is_compared_by_name(tiny_model, manifest, tmp_path, no_pictures):
+    names = [recording_hash(name) for name in manifest.rows["recording_id"].unique()[:2]]
+    assert n_seen(efficientnet(tiny_model, recordings=names), manifest, tmp_path) == 2
+    assert n_seen(efficientnet(tiny_model, epoch=1), manifest, tmp_path) is None

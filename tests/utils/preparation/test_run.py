@@ -5,69 +5,25 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-import soundfile
 
 from models.audio_frontend import LogMelFrontend, frontend_fingerprint
-from models.efficientnet_config import AugmentationConfig
-from models.errors import AudioError, ManifestError
+from models.errors import AudioError, ConfigError, ManifestError
 from tests.conftest import TINY_CLASSES, TINY_FRONTEND, TINY_RATE, preprocess_settings, tiny_sound, write_audio
+from tests.utils.preparation.conftest import (CLASSES, ODD_TEXT, add_odd_name, all_rows, any_bytes_are_names,
+                                              count_calls, files_table, manifest_texts, run, run_table,
+                                              spectrogram_bytes, table_of)
+from utils.audio.recordings import load_audio
 from utils.preparation import augmented_copies
-from utils.preparation import run as preprocessing
-from utils.preparation.augmented_copies import plan_copies
-from utils.preparation.extraction import extract_recording
-from utils.storage.manifest import MANIFEST_COLUMNS, SPLITS
 from utils.preparation.run import FILE_COLUMNS, preprocess
-from utils.preparation.sources import Region, Source, TableColumns, sources_from_folders, sources_from_table
+from utils.preparation.sources import TableColumns, sources_from_folders
+from utils.running.parallel import LocalProcesses, ThisProcess
+from utils.storage.locks import locked
+from utils.storage.manifest import MANIFEST_COLUMNS, SPLITS
+from utils.storage.names import text_to_name
 
-FAST_AUGMENTATION = AugmentationConfig(use_time_stretch=False, use_pitch_shift=False)
 SECONDS_TOLERANCE = 1e-6  # the manifest rounds seconds to microseconds
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Most of a small run would be spent on the overview; tiny_dataset keeps the real one."""
-    monkeypatch.setattr(preprocessing, "plot_overview", lambda path, *, counts, examples: None)
-
-
-@pytest.fixture
-def audio_dir(tmp_path, rng):
-    """Six recordings of one second in each of two classes."""
-    for class_name in ("mammal_call", "amphibian_call"):
-        for number in range(6):
-            write_audio(tmp_path / "audio" / class_name / f"r{number}.wav", tiny_sound(class_name, seconds=1, rng=rng))
-    return tmp_path / "audio"
-
-
-def run(audio_dir, output_dir, *, n_workers=1, overwrite=False, **changes):
-    return preprocess(preprocess_settings(audio_dir, output_dir, **changes),
-                      sources_from_folders(audio_dir, group_by="recording"), n_workers=n_workers, overwrite=overwrite)
-
-
-def all_rows(output_dir):
-    return pd.concat([pd.read_csv(output_dir / f"{side}.csv") for side in SPLITS], ignore_index=True)
-
-
-def spectrogram_bytes(output_dir):
-    return {path.relative_to(output_dir).as_posix(): path.read_bytes() for path in output_dir.rglob("*.npy")}
-
-
-def manifest_texts(output_dir):
-    names = [f"{side}.csv" for side in SPLITS] + ["files.csv", "dataset.json"]
-    return {name: (output_dir / name).read_text(encoding="utf-8") for name in names}
-
-
-def count_calls(monkeypatch, *, fail_after=None):
-    """Record which sources are extracted; interrupt, as Ctrl-C does, after some of them."""
-    done = []
-
-    def extract(settings, source):
-        if len(done) == fail_after:
-            raise KeyboardInterrupt
-        done.append(source.source_path)
-        return extract_recording(settings, source)
-
-    monkeypatch.setattr(preprocessing, "extract_recording", extract)
-    return done
+START_METHODS = [method for method in ("fork", "spawn") if method in multiprocessing.get_all_start_methods()]
+FOLDS = TableColumns(fold="fold")
 
 
 # what is written
@@ -95,7 +51,7 @@ def test_no_recording_is_on_two_sides(tiny_dataset):
 def test_windows_lie_where_the_manifest_says(tiny_dataset):
     frontend = LogMelFrontend(TINY_FRONTEND)
     for row in all_rows(tiny_dataset.output_dir).iloc[::5].itertuples():
-        samples, _ = soundfile.read(tiny_dataset.audio_dir / row.source_path, dtype="float32")
+        samples = load_audio(tiny_dataset.audio_dir / row.source_path, sample_rate=TINY_RATE)
         part = samples[round(row.start_seconds * TINY_RATE):round(row.end_seconds * TINY_RATE)]
         log_mel = np.load(tiny_dataset.output_dir / row.path)
         assert log_mel.dtype == np.float32 and log_mel.shape == (32, 32)
@@ -103,7 +59,7 @@ def test_windows_lie_where_the_manifest_says(tiny_dataset):
 
 
 def test_windows_cover_every_recording_to_its_end(tiny_dataset):
-    files = pd.read_csv(tiny_dataset.output_dir / "files.csv").set_index("path")
+    files = files_table(tiny_dataset.output_dir)
     for source, rows in all_rows(tiny_dataset.output_dir).groupby("source_path"):
         rows = rows.sort_values("start_seconds")
         assert rows["start_seconds"].iloc[0] == 0
@@ -141,6 +97,11 @@ def test_dataset_json_tells_what_was_made(tiny_dataset):
     assert (tiny_dataset.output_dir / "overview.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_folder_that_another_run_writes_is_refused(audio_dir, tmp_path):
+    with locked(tmp_path / "out"), pytest.raises(ConfigError, match="out is being written by process"):
+        run(audio_dir, tmp_path / "out")
+
+
 # bad files
 
 def test_every_bad_file_is_a_row_with_its_reason_and_harms_no_other(audio_dir, tmp_path, rng):
@@ -152,7 +113,7 @@ def test_every_bad_file_is_a_row_with_its_reason_and_harms_no_other(audio_dir, t
     write_audio(folder / "short.wav", tiny_sound("mammal_call", seconds=0.02, rng=rng))
     shutil.copy(folder / "r0.wav", folder / "twin.wav")
     results = run(audio_dir, tmp_path / "out")
-    files = pd.read_csv(tmp_path / "out" / "files.csv", keep_default_na=False).set_index("path")
+    files = files_table(tmp_path / "out")
     expected = {"corrupt.wav": "corrupt", "empty.wav": "empty", "headeronly.wav": "empty", "silent.wav": "silent",
                 "short.wav": "too_short", "twin.wav": "duplicate"}
     for name, status in expected.items():
@@ -170,22 +131,33 @@ def test_the_first_of_two_equal_files_stays_whatever_the_order(audio_dir, tmp_pa
     shutil.copy(audio_dir / "mammal_call" / "r0.wav", audio_dir / "amphibian_call" / "copy.wav")
     sources = sources_from_folders(audio_dir, group_by="recording")
     settings = preprocess_settings(audio_dir, tmp_path / "out")
-    results = preprocess(settings, sources[::-1], n_workers=1, overwrite=False)
-    duplicates = {result.source_path: result.reason for result in results if result.status == "duplicate"}
+    results = preprocess(settings, sources[::-1], executor=ThisProcess(), overwrite=False)
+    assert [result.source_path for result in results] == [source.source_path for source in sources[::-1]]
+    duplicates = {result.source_path: result.outcome.reason for result in results
+                  if result.outcome.status == "duplicate"}
     assert duplicates == {"mammal_call/r0.wav": "same bytes as amphibian_call/copy.wav"}
 
 
 def test_a_file_the_table_names_but_nobody_has_is_a_row(audio_dir, tmp_path):
-    table = tmp_path / "labels.csv"
-    present = [path.relative_to(audio_dir).as_posix() for path in sorted(audio_dir.rglob("*.wav"))]
-    lines = [f"{path},{path.split('/')[0]}" for path in [*present, "mammal_call/gone.wav"]]
-    table.write_text("path,label\n" + "\n".join(lines), encoding="utf-8")
-    sources = sources_from_table(table, audio_dir, columns=TableColumns(), group_by="recording")
-    preprocess(preprocess_settings(audio_dir, tmp_path / "out"), sources, n_workers=1, overwrite=False)
-    files = pd.read_csv(tmp_path / "out" / "files.csv").set_index("path")
+    table = table_of(audio_dir, {})
+    table.loc[len(table)] = ["mammal_call/gone.wav", "mammal_call"]
+    run_table(audio_dir, tmp_path / "out", table)
+    files = files_table(tmp_path / "out")
     assert files.loc["mammal_call/gone.wav", "status"] == "corrupt"
     assert "cannot be opened" in files.loc["mammal_call/gone.wav", "reason"]
     assert (files["status"] == "ok").sum() == 12
+
+
+def test_a_broken_end_is_told_beside_what_came_before(audio_dir, tmp_path, rng):
+    # two minutes, for the block of half a minute in which the damage lies is lost as a whole
+    path = write_audio(audio_dir / "mammal_call" / "broken.flac", tiny_sound("mammal_call", seconds=120, rng=rng))
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    run(audio_dir, tmp_path / "out")
+    row = files_table(tmp_path / "out").loc["mammal_call/broken.flac"]
+    assert row["status"] == "ok" and "broken.flac breaks off after" in row["reason"]
+    rows = all_rows(tmp_path / "out").query("source_path == 'mammal_call/broken.flac'")
+    assert len(rows) == row["n_segments"] > 20
+    assert rows["end_seconds"].max() == pytest.approx(float(row["duration_seconds"]), abs=SECONDS_TOLERANCE)
 
 
 def test_nothing_usable_is_an_error_that_counts_the_reasons(tmp_path):
@@ -196,78 +168,58 @@ def test_nothing_usable_is_an_error_that_counts_the_reasons(tmp_path):
         run(tmp_path / "audio", tmp_path / "out")
 
 
+def test_no_sources_at_all_are_told_in_words(tmp_path):
+    with pytest.raises(AudioError, match="there are no recordings to preprocess"):
+        preprocess(preprocess_settings(tmp_path, tmp_path / "out"), [], executor=ThisProcess(), overwrite=False)
+
+
 def test_one_class_is_refused(audio_dir, tmp_path):
     shutil.rmtree(audio_dir / "amphibian_call")
     with pytest.raises(ManifestError, match=r"only one class was found.*mammal_call"):
         run(audio_dir, tmp_path / "out")
 
 
-# augmented copies
+# names that are no text
 
-def test_copies_are_made_of_training_segments_only_and_follow_their_recording(audio_dir, tmp_path):
-    run(audio_dir, tmp_path / "out", augmentation_factor=2, augmentation=FAST_AUGMENTATION)
-    rows = all_rows(tmp_path / "out")
-    copies, originals = rows[rows["augmentation"] != "none"], rows[rows["augmentation"] == "none"]
-    assert set(copies["split"]) == {"train"}
-    assert len(copies) == 2 * (originals["split"] == "train").sum()
-    assert set(copies["augmentation"]) == {"aug01", "aug02"}
-    by_path = originals.set_index("path")
-    for copy in copies.itertuples():
-        original = by_path.loc[copy.path.replace(f"_{copy.augmentation}.npy", ".npy")]
-        for column in ("recording_id", "source_path", "class_name", "label", "start_seconds", "end_seconds"):
-            assert getattr(copy, column) == original[column]
-        first, second = (np.load(tmp_path / "out" / path) for path in (copy.path, original.name))
-        assert first.shape == second.shape and not np.array_equal(first, second)
-    info = json.loads((tmp_path / "out" / "dataset.json").read_text(encoding="utf-8"))
-    assert info["leakage_check"]["augmented_outside_train"] == 0
+@any_bytes_are_names
+def test_a_name_that_is_no_text_is_readable_and_leads_back_to_the_file(audio_dir, tmp_path, rng):
+    odd = add_odd_name(audio_dir / "mammal_call", rng)
+    run(audio_dir, tmp_path / "out")
+    written = f"mammal_call/{ODD_TEXT}"
+    assert files_table(tmp_path / "out").loc[written, "status"] == "ok"
+    rows = all_rows(tmp_path / "out").set_index("source_path")
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "out" / rows.loc[written, "path"]),
+        LogMelFrontend(TINY_FRONTEND).log_mel(load_audio(odd, sample_rate=TINY_RATE)))
+    assert (audio_dir / text_to_name(written)).read_bytes() == odd.read_bytes()
 
 
-@pytest.mark.parametrize("factor, ratio, expected", [
-    # 7 and 3 segments: 4 are missing, 3 get one and the first of them a second
-    (0, 10.0, [0] * 7 + [2, 1, 1]),
-    # both doubled to 14 and 6: 8 are missing, two each and the first two a third
-    (1, 10.0, [1] * 7 + [4, 4, 3]),
-    # at most twice its size: 6, so 3 copies
-    (0, 2.0, [0] * 7 + [1, 1, 1]),
-    (0, 1.0, [0] * 10),
-])
-def test_balancing_by_hand(tmp_path, factor, ratio, expected):
-    train = pd.DataFrame({"label": [0] * 7 + [1] * 3})
-    settings = preprocess_settings(tmp_path, tmp_path, augmentation_factor=factor, balance_classes=True,
-                                   max_balance_ratio=ratio)
-    assert plan_copies(train, settings).tolist() == expected
+@any_bytes_are_names
+def test_a_name_that_is_no_text_is_found_again_by_the_next_run(audio_dir, tmp_path, rng, monkeypatch):
+    add_odd_name(audio_dir / "mammal_call", rng)
+    run(audio_dir, tmp_path / "out")
+    done = count_calls(monkeypatch)
+    run(audio_dir, tmp_path / "out")
+    assert done == []
 
 
-def test_balancing_makes_the_training_classes_equal(audio_dir, tmp_path):
-    for number in range(3):
-        (audio_dir / "mammal_call" / f"r{number}.wav").unlink()
-    run(audio_dir, tmp_path / "out", balance_classes=True, augmentation=FAST_AUGMENTATION)
-    rows = all_rows(tmp_path / "out")
-    before = rows[rows["augmentation"] == "none"].groupby("split")["class_name"].value_counts().unstack()
-    after = rows.groupby("split")["class_name"].value_counts().unstack()
-    assert before.loc["train", "mammal_call"] < before.loc["train", "amphibian_call"]
-    assert after.loc["train", "mammal_call"] == after.loc["train", "amphibian_call"]
-    pd.testing.assert_frame_equal(after.loc[["val", "test"]], before.loc[["val", "test"]])
-
-
-def test_copies_depend_on_the_seed_alone(audio_dir, tmp_path):
-    for name, state in (("first", 1), ("again", 1), ("other", 2)):
-        run(audio_dir, tmp_path / name, augmentation_factor=1, augmentation=FAST_AUGMENTATION, random_state=state)
-    first, again, other = (spectrogram_bytes(tmp_path / name) for name in ("first", "again", "other"))
-    assert first == again
-    shared = [path for path in first if "_aug" in path and path in other]
-    assert shared and all(first[path] != other[path] for path in shared)
+@any_bytes_are_names
+def test_a_bad_file_whose_name_is_no_text_is_a_row(audio_dir, tmp_path, rng):
+    add_odd_name(audio_dir / "mammal_call", rng).write_bytes(b"no recording at all" * 10)
+    run(audio_dir, tmp_path / "out")
+    row = files_table(tmp_path / "out").loc[f"mammal_call/{ODD_TEXT}"]
+    assert row["status"] == "corrupt" and ODD_TEXT in row["reason"]
 
 
 # going on
 
 def test_a_second_run_redoes_nothing(audio_dir, tmp_path, monkeypatch):
-    run(audio_dir, tmp_path / "out", augmentation_factor=1, augmentation=FAST_AUGMENTATION)
+    run(audio_dir, tmp_path / "out", augmentation_factor=1)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.npy")}
     texts = manifest_texts(tmp_path / "out")
     done = count_calls(monkeypatch)
     monkeypatch.setattr(augmented_copies, "augment_recording", lambda settings, job: pytest.fail("made again"))
-    run(audio_dir, tmp_path / "out", augmentation_factor=1, augmentation=FAST_AUGMENTATION)
+    run(audio_dir, tmp_path / "out", augmentation_factor=1)
     assert done == []
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.npy")} == before
     assert manifest_texts(tmp_path / "out") == texts
@@ -294,10 +246,14 @@ def test_what_could_not_be_decoded_is_tried_again(audio_dir, tmp_path, monkeypat
     assert done == [broken.relative_to(audio_dir).as_posix()]
 
 
-def test_a_lost_spectrogram_is_made_again(audio_dir, tmp_path, monkeypatch):
+@pytest.mark.parametrize("damage", ["removed", "emptied"])  # a power cut may leave a name without its content
+def test_a_lost_spectrogram_is_made_again(audio_dir, tmp_path, monkeypatch, damage):
     run(audio_dir, tmp_path / "out")
     before = spectrogram_bytes(tmp_path / "out")
-    next((tmp_path / "out").rglob("r2-*.npy")).unlink()
+    lost = next((tmp_path / "out").rglob("r2-*.npy"))
+    lost.unlink()
+    if damage == "emptied":
+        lost.touch()
     done = count_calls(monkeypatch)
     run(audio_dir, tmp_path / "out")
     assert len(done) == 1 and spectrogram_bytes(tmp_path / "out") == before
@@ -335,21 +291,36 @@ def test_an_interrupted_run_goes_on_to_the_same_result(audio_dir, tmp_path, monk
     assert spectrogram_bytes(tmp_path / "stopped") == spectrogram_bytes(tmp_path / "straight")
 
 
-# workers
+@pytest.mark.parametrize("again_with_overwrite", [False, True])
+def test_an_interrupted_overwrite_goes_on_and_leaves_no_orphans(audio_dir, tmp_path, monkeypatch, rng,
+                                                                again_with_overwrite):
+    gone = write_audio(audio_dir / "mammal_call" / "gone.wav", tiny_sound("mammal_call", seconds=3, rng=rng))
+    run(audio_dir, tmp_path / "out", segment_overlap_ms=500)
+    gone.unlink()
+    with monkeypatch.context() as patch:
+        count_calls(patch, fail_after=5)
+        with pytest.raises(KeyboardInterrupt, match="^$"):
+            run(audio_dir, tmp_path / "out", overwrite=True)
+    done = count_calls(monkeypatch)
+    run(audio_dir, tmp_path / "out", overwrite=again_with_overwrite)
+    assert len(done) == 12 - 5
+    assert set(spectrogram_bytes(tmp_path / "out")) == set(all_rows(tmp_path / "out")["path"])
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_change_nothing(tiny_dataset, tmp_path, method):
-    if method not in multiprocessing.get_all_start_methods():
-        pytest.skip(f"this system has no {method}")
-    usual = multiprocessing.get_start_method()
+
+# workers and seeds
+
+@pytest.mark.parametrize(("method", "n_workers"), [(method, n) for method in START_METHODS for n in (1, 2)])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_change_nothing(tiny_dataset, tmp_path, method, n_workers):
+    usual = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method(method, force=True)
     try:
-        run(tiny_dataset.audio_dir, tmp_path, n_workers=2)
+        run(tiny_dataset.audio_dir, tmp_path, executor=LocalProcesses(n_workers))
     finally:
         multiprocessing.set_start_method(usual, force=True)
     assert spectrogram_bytes(tmp_path) == spectrogram_bytes(tiny_dataset.output_dir)
-    one, two = manifest_texts(tiny_dataset.output_dir), manifest_texts(tmp_path)
-    assert {name: text for name, text in two.items() if name.endswith(".csv")} == \
+    one, other = manifest_texts(tiny_dataset.output_dir), manifest_texts(tmp_path)
+    assert {name: text for name, text in other.items() if name.endswith(".csv")} == \
         {name: text for name, text in one.items() if name.endswith(".csv")}
 
 
@@ -362,71 +333,17 @@ def test_the_seed_decides_the_split(audio_dir, tmp_path):
     assert splits["first"] != splits["other"]
 
 
-# which windows
-
-def test_active_keeps_the_windows_that_hold_sound(tmp_path, rng):
-    samples = 1e-4 * rng.standard_normal(4 * TINY_RATE)
-    samples[2 * TINY_RATE:3 * TINY_RATE] += tiny_sound("bird_song", seconds=1, rng=rng)
-    write_audio(tmp_path / "a.wav", samples.astype(np.float32))
-    source = Source("a.wav", "a", (Region("bird_song"),))
-    starts = {}
-    for selection in ("active", "all"):
-        settings = preprocess_settings(tmp_path, tmp_path / selection, segment_selection=selection)
-        result = extract_recording(settings, source)
-        starts[selection] = [segment.start_sample for segment in result.segments]
-        assert set(spectrogram_bytes(tmp_path / selection)) == {segment.path for segment in result.segments}
-    assert starts == {"active": [2 * TINY_RATE], "all": [0, TINY_RATE, 2 * TINY_RATE, 3 * TINY_RATE]}
-
-
-def test_active_keeps_at_least_one_window_of_a_faint_recording(tmp_path, rng):
-    write_audio(tmp_path / "a.wav", (1e-3 * rng.standard_normal(3 * TINY_RATE)).astype(np.float32))
-    settings = preprocess_settings(tmp_path, tmp_path / "out", segment_selection="active")
-    assert extract_recording(settings, Source("a.wav", "a", (Region("bird_song"),))).segments
-
-
-def test_labelled_parts_become_windows_of_their_own_class(tmp_path, rng):
-    samples = rng.uniform(-0.5, 0.5, 4 * TINY_RATE).astype(np.float32)
-    soundfile.write(tmp_path / "a.wav", samples, TINY_RATE, subtype="FLOAT")
-    table = tmp_path / "labels.csv"
-    table.write_text("path,label,start,end\na.wav,owl,0,1\na.wav,fox,2,3.5\na.wav,owl,3.6,3.9\n", encoding="utf-8")
-    source, = sources_from_table(table, tmp_path, columns=TableColumns(), group_by="recording")
-    settings = preprocess_settings(tmp_path, tmp_path / "out")
-    result = extract_recording(settings, source)
-    # fox lasts 1.5 windows: the second is moved back to end with it; the last owl is shorter than a window
-    expected = {("owl", 0, 1.0), ("fox", 2, 3.0), ("fox", 2.5, 3.5), ("owl", 3.6, 3.9)}
-    assert {(s.class_name, s.start_sample / TINY_RATE, s.end_sample / TINY_RATE) for s in result.segments} == expected
-    frontend = LogMelFrontend(TINY_FRONTEND)
-    for segment in result.segments:
-        np.testing.assert_array_equal(np.load(tmp_path / "out" / segment.path),
-                                      frontend.log_mel(samples[segment.start_sample:segment.end_sample]))
-
-
-def test_a_label_after_the_end_is_a_row_with_a_reason(tmp_path, rng):
-    write_audio(tmp_path / "a.wav", tiny_sound("bird_song", seconds=1, rng=rng))
-    result = extract_recording(preprocess_settings(tmp_path, tmp_path / "out"),
-                               Source("a.wav", "a", (Region("owl", 5.0, 6.0),)))
-    assert (result.status, result.segments) == ("empty", ())
-    assert "none of its labelled times" in result.reason
-
-
-def test_folds_of_a_table_become_sides(audio_dir, tmp_path):
-    paths = [path.relative_to(audio_dir).as_posix() for path in sorted(audio_dir.rglob("*.wav"))]
-    folds = {path: ("2", "9", "10")[index % 3] for index, path in enumerate(paths)}
-    table = tmp_path / "labels.csv"
-    table.write_text("path,label,fold\n" + "\n".join(f"{path},{path.split('/')[0]},{folds[path]}" for path in paths),
-                     encoding="utf-8")
-    sources = sources_from_table(table, audio_dir, columns=TableColumns(fold="fold"), group_by="recording")
-    preprocess(preprocess_settings(audio_dir, tmp_path / "out"), sources, n_workers=1, overwrite=False)
-    rows = all_rows(tmp_path / "out")
-    side_of = {"2": "train", "9": "val", "10": "test"}  # by number, not by letter
-    assert dict(rows[["source_path", "split"]].to_numpy().tolist()) == {path: side_of[folds[path]] for path in paths}
-
-
-def test_two_folds_are_too_few(audio_dir, tmp_path):
-    sources = [Source(source.source_path, source.recording_id, source.regions, str(index % 2))
-               for index, source in enumerate(sources_from_folders(audio_dir, group_by="recording"))]
-    with pytest.raises(ManifestError, match="--fold_column needs at least 3 folds.*got 0, 1"):
-        preprocess(preprocess_settings(audio_dir, tmp_path / "out"), sources, n_workers=1, overwrite=False)
+def test_a_whole_folder_stays_on_one_side(tmp_path, rng):
+    audio_dir = tmp_path / "audio"
+    for class_name in CLASSES:
+        for site in range(4):
+            for number in range(2):
+                write_audio(audio_dir / class_name / f"site{site}" / f"{number}.wav",
+                            tiny_sound(class_name, seconds=1, rng=rng))
+    preprocess(preprocess_settings(audio_dir, tmp_path / "out"), sources_from_folders(audio_dir, group_by="folder"),
+               executor=ThisProcess(), overwrite=False)
+    rows = all_rows(tmp_path / "out").assign(folder=lambda table: table["source_path"].str.rsplit("/", n=1).str[0])
+    assert (rows.groupby("folder")["split"].nunique() == 1).all() and len(rows) == rows["path"].nunique() == 16
 
 
 def test_equal_names_do_not_collide(audio_dir, tmp_path, rng):
@@ -438,18 +355,59 @@ def test_equal_names_do_not_collide(audio_dir, tmp_path, rng):
     assert rows["path"].nunique() == rows["recording_id"].nunique() == len(rows) == 12 + 4
     frontend = LogMelFrontend(TINY_FRONTEND)
     for row in rows[rows["source_path"].isin(twins)].itertuples():
-        samples, _ = soundfile.read(audio_dir / row.source_path, dtype="float32")
+        samples = load_audio(audio_dir / row.source_path, sample_rate=TINY_RATE)
         np.testing.assert_array_equal(np.load(tmp_path / "out" / row.path), frontend.log_mel(samples))
 
 
-def test_a_whole_folder_stays_on_one_side(tmp_path, rng):
-    audio_dir = tmp_path / "audio"
-    for class_name in ("mammal_call", "amphibian_call"):
-        for site in range(4):
-            for number in range(2):
-                write_audio(audio_dir / class_name / f"site{site}" / f"{number}.wav",
-                            tiny_sound(class_name, seconds=1, rng=rng))
-    preprocess(preprocess_settings(audio_dir, tmp_path / "out"), sources_from_folders(audio_dir, group_by="folder"),
-               n_workers=1, overwrite=False)
-    rows = all_rows(tmp_path / "out").assign(folder=lambda table: table["source_path"].str.rsplit("/", n=1).str[0])
-    assert (rows.groupby("folder")["split"].nunique() == 1).all() and len(rows) == rows["path"].nunique() == 16
+# given folds
+
+def sides_of(output_dir):
+    return dict(all_rows(output_dir)[["source_path", "split"]].to_numpy().tolist())
+
+
+def test_numbered_folds_become_sides_by_number(audio_dir, tmp_path):
+    table = table_of(audio_dir, {"fold": lambda path, number: ("2", "9", "10")[number % 3]})
+    run_table(audio_dir, tmp_path / "out", table, columns=FOLDS)
+    side_of = {"2": "train", "9": "val", "10": "test"}  # by number, not by letter
+    assert sides_of(tmp_path / "out") == {row.path: side_of[row.fold] for row in table.itertuples()}
+
+
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("TRAIN", "Validation", "Test"),
+                                   ("training", "valid", "test")])
+def test_folds_that_are_called_like_sides_are_taken_literally(audio_dir, tmp_path, names):
+    """By length and letter, which orders numbered folds, ``train`` would come last and be the test side."""
+    train, val, test = names
+    table = table_of(audio_dir, {"fold": lambda path, number: {0: val, 1: test}.get(number % 6, train)})
+    run_table(audio_dir, tmp_path / "out", table, columns=FOLDS)
+    side_of = {train: "train", val: "val", test: "test"}
+    sides = sides_of(tmp_path / "out")
+    assert sides == {row.path: side_of[row.fold] for row in table.itertuples()}
+    assert [list(sides.values()).count(side) for side in SPLITS] == [8, 2, 2]
+
+
+@pytest.mark.parametrize(("folds", "message"), [
+    (("train", "test", "train"), "names the sides test, train but no val: add rows of it"),
+    (("train", "train", "Training"), "names the sides Training, train but no val and no test"),
+    (("train", "val", "3"), r"mixes sides and other values \(3, train, val\)"),
+    (("0", "1", "0"), "needs at least 3 folds for train, val and test, got 0, 1"),
+])
+def test_folds_that_make_no_three_sides_are_refused(audio_dir, tmp_path, folds, message):
+    table = table_of(audio_dir, {"fold": lambda path, number: folds[number % 3]})
+    with pytest.raises(ManifestError, match=f"--fold_column {message}"):
+        run_table(audio_dir, tmp_path / "out", table, columns=FOLDS)
+
+
+def test_a_group_on_two_sides_is_named(audio_dir, tmp_path):
+    table = table_of(audio_dir, {"fold": lambda path, number: ("train", "val", "test")[number % 3],
+                                 "night": lambda path, number: f"night{min(number, 8)}"})
+    with pytest.raises(ManifestError, match=r"puts 1 recordings or groups on two sides \(night8\)"):
+        run_table(audio_dir, tmp_path / "out", table, columns=TableColumns(fold="fold", group="night"),
+                  group_by="column")
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+def test_a_group_in_two_folds_of_one_side_is_whole(audio_dir, tmp_path):
+    table = table_of(audio_dir, {"fold": lambda path, number: str(number % 4),
+                                 "night": lambda path, number: "a" if number in (0, 1) else f"night{number}"})
+    run_table(audio_dir, tmp_path / "out", table, columns=TableColumns(fold="fold", group="night"), group_by="column")
+    assert set(all_rows(tmp_path / "out").query("recording_id == 'a'")["split"]) == {"train"}

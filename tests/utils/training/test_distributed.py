@@ -10,9 +10,10 @@ from torch import multiprocessing, nn
 from models.efficientnet_config import EfficientNetConfig
 from utils.storage.spectrograms import ArrayDataset, make_loader
 from utils.training.distributed import Processes, join_processes, leave_processes
-from utils.training_utils import LoopState, Trainer, count_steps, fit, make_stepper
+from utils.training.optimisation import count_steps
+from utils.training_utils import TrainingHistory, TrainingTask, fit
 
-N_CLIPS = 8
+N_WINDOWS = 8
 ROUNDING = 1e-6  # float32 sums in another order
 
 
@@ -30,24 +31,25 @@ class Pooled(nn.Module):
 
 def dataset() -> ArrayDataset:
     rng = np.random.default_rng(0)
-    return ArrayDataset(rng.normal(size=(N_CLIPS, 4, 5)).astype(np.float32), np.arange(N_CLIPS) % 2)
+    return ArrayDataset(rng.normal(size=(N_WINDOWS, 4, 5)).astype(np.float32), np.arange(N_WINDOWS) % 2)
 
 
 def train(processes: Processes, *, batch_size: int) -> tuple[dict, list[dict], int]:
     """Train two epochs of one full batch each and return weights, history and how often files would be written."""
     config = EfficientNetConfig(optimizer="sgd", learning_rate=0.1, batch_size=batch_size, epochs=2, warmup_epochs=0,
                                 mixed_precision=False, use_augmentation=False)
-    trainer = Trainer(Pooled(), config, dataset(), dataset(), 2, torch.device("cpu"), 0, processes)
-    state, written = LoopState(), []
-    fit(trainer, make_stepper(trainer), state, after_epoch=lambda *outcome: written.append(outcome))
-    return trainer.model.state_dict(), state.history, len(written)
+    task = TrainingTask(model=Pooled(), config=config, train=dataset(), val=dataset(), n_classes=2,
+                        device=torch.device("cpu"), processes=processes)
+    history, written = TrainingHistory(), []
+    fit(task, task.optimisation(), history, after_epoch=lambda *outcome: written.append(outcome))
+    return task.model.state_dict(), history.rows, len(written)
 
 
 def worker(rank: int, port: int, folder) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
                       MASTER_PORT=str(port))
     processes, _ = join_processes(torch.device("cpu"))
-    torch.save(train(processes, batch_size=N_CLIPS // 2), folder / f"{rank}.pt")
+    torch.save(train(processes, batch_size=N_WINDOWS // 2), folder / f"{rank}.pt")
     leave_processes()
 
 
@@ -56,7 +58,7 @@ def test_two_processes_make_the_steps_of_one_with_twice_the_batch(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     multiprocessing.spawn(worker, args=(port, tmp_path), nprocs=2)
-    alone, history, n_written = train(Processes(), batch_size=N_CLIPS)
+    alone, history, n_written = train(Processes(), batch_size=N_WINDOWS)
     assert n_written == 2
     for rank, expected_writes in ((0, 2), (1, 0)):
         weights, shared_history, n_written = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
@@ -68,15 +70,15 @@ def test_two_processes_make_the_steps_of_one_with_twice_the_batch(tmp_path):
                 assert abs(row[name] - expected[name]) < 10 * ROUNDING
 
 
-def test_the_shares_of_an_epoch_cover_every_clip_and_are_equally_long():
+def test_the_shares_of_an_epoch_cover_every_window_and_are_equally_long():
     shares = [[int(index) for batch in make_loader(dataset(), batch_size=2, shuffle_seed=3, n_workers=0,
                                                    pin_memory=False, rank=rank, n_processes=3)
                for index in batch.indices] for rank in range(3)]
-    assert {len(share) for share in shares} == {3}  # 8 clips over 3 processes, one clip twice
-    assert set().union(*shares) == set(range(N_CLIPS))
+    assert {len(share) for share in shares} == {3}  # 8 windows over 3 processes, one window twice
+    assert set().union(*shares) == set(range(N_WINDOWS))
 
 
 def test_steps_per_epoch_count_a_process_s_own_batches():
     config = EfficientNetConfig(batch_size=10, accumulation_steps=2)
     assert count_steps(100, config) == 5
-    assert count_steps(100, config, Processes(0, 2)) == 3  # 50 clips, 5 batches, 2 a step
+    assert count_steps(100, config, Processes(0, 2)) == 3  # 50 windows, 5 batches, 2 a step

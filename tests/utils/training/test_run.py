@@ -19,7 +19,10 @@ from utils.training import run as training
 from utils.storage.checkpoints import load_model, read_checkpoint
 from utils.storage.config_files import read_config
 from utils.storage.spectrograms import SpectrogramDataset
+from utils.storage.locks import locked
+from utils.storage.manifest import recording_contents
 from utils.storage.names import recording_hash
+from utils.training.distributed import Processes
 from utils.training.run import (check_shape, checkpoint_path, make_model, read_training_data, resume_config,
                                 train_model, with_frontend)
 from utils.training_utils import predict_logits
@@ -88,7 +91,7 @@ def edit_frontend(folder, **changes):
 # the model folder
 
 def test_the_folder_holds_what_the_contract_lists(tiny_model):
-    names = {path.name for path in tiny_model.model_dir.iterdir()}
+    names = {path.name for path in tiny_model.model_dir.iterdir() if not path.name.startswith(".")}
     assert names == {"efficientnet_best.pth", "efficientnet_last.pth", "config.json", "history.csv", "metrics.json",
                      *PICTURES}
     for name in PICTURES:
@@ -135,6 +138,9 @@ def test_the_checkpoint_is_self_contained(tiny_model, tiny_dataset):
     data = tiny_dataset.training_data()
     ids = set(data.train.recording_ids()) | set(data.val.recording_ids())
     assert content["metadata"]["recordings"] == sorted(map(recording_hash, ids))
+    contents = {**recording_contents(data.train), **recording_contents(data.val)}
+    assert set(contents) == ids and all(contents.values())
+    assert content["metadata"]["recording_contents"] == sorted(set().union(*contents.values()))
     assert "training" in read_checkpoint(tiny_model.model_dir / "efficientnet_last.pth")
 
 
@@ -247,10 +253,10 @@ def interrupt_epoch(monkeypatch, epoch):
     """Stop a run, as Ctrl-C does, when an epoch begins."""
     usual = training_utils.train_epoch
 
-    def train_epoch(trainer, stepper, *, epoch):
+    def train_epoch(task, optimisation, *, epoch):
         if epoch == stop_at:
             raise KeyboardInterrupt
-        return usual(trainer, stepper, epoch=epoch)
+        return usual(task, optimisation, epoch=epoch)
 
     stop_at = epoch
     monkeypatch.setattr(training_utils, "train_epoch", train_epoch)
@@ -322,6 +328,60 @@ def test_a_finished_run_can_be_prolonged_but_not_changed(tiny_dataset, tmp_path,
     assert (resumed.epochs, resumed.learning_rate) == (3, 0.001)
     train(data, resumed, tmp_path, resume_from=last)
     assert pd.read_csv(tmp_path / "history.csv")["epoch"].tolist() == [1, 2, 3]
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def test_a_run_is_never_overwritten(tiny_dataset, tmp_path, small_network):
+    data, config = tiny_dataset.training_data(), tiny_config(epochs=2)
+    model_dir, other = tmp_path / "model", tmp_path / "other"
+    train(data, config, model_dir)
+    train(data, config, other)
+    before = files_of(model_dir)
+    refusal = (r"model holds a run of 2 epochs \(efficientnet_last\.pth\): pass --resume to continue it, or choose"
+               " another --model_dir")
+    for changed, resume_from in ((config, None), (config.replace(model_name="resnet18"), None),
+                                 (config, other / "efficientnet_last.pth")):
+        with pytest.raises(ConfigError, match=refusal):
+            train(data, changed, model_dir, resume_from=resume_from)
+    assert files_of(model_dir) == before
+    (model_dir / "history.csv").unlink()
+    with pytest.raises(ConfigError, match=r"model holds a run \(efficientnet_last\.pth\): pass --resume"):
+        train(data, config, model_dir)
+
+
+def test_a_run_can_be_continued_in_another_folder(tiny_dataset, tmp_path, small_network):
+    data, config = tiny_dataset.training_data(), tiny_config(epochs=1, monitor="loss")
+    train(data, config, tmp_path / "first")
+    train(data, config.replace(epochs=3), tmp_path / "second",
+          resume_from=tmp_path / "first" / "efficientnet_last.pth")
+    assert [len(pd.read_csv(tmp_path / name / "history.csv")) for name in ("first", "second")] == [1, 3]
+
+
+def test_a_model_folder_is_held_while_it_is_written(tiny_dataset, tmp_path, small_network):
+    with locked(tmp_path), pytest.raises(ConfigError, match="is being written by process"):
+        train(tiny_dataset.training_data(), tiny_config(epochs=1), tmp_path)
+    assert not files_of(tmp_path)
+
+
+def test_only_the_main_process_holds_and_writes_the_folder(tiny_dataset, tmp_path, monkeypatch, small_network):
+    """Where two start together, the other one must not wait for a lock that the main one holds."""
+    class Second(Processes):
+        def wrap(self, model):
+            return model
+
+        def sum(self, value):
+            return value
+
+        def from_main(self, scores, names, device):
+            return dict.fromkeys(names, 0.5)
+
+    with locked(tmp_path):
+        assert train_model(tiny_dataset.training_data(), tiny_config(epochs=1), model_dir=tmp_path, device=CPU,
+                           n_workers=0, processes=Second(1, 2)) == {}
+    assert not files_of(tmp_path)
 
 
 def test_a_deployed_checkpoint_cannot_be_resumed(tiny_model, tiny_dataset, tmp_path):

@@ -1,0 +1,107 @@
+"""The real commands in processes of their own, to be looked at, stopped and killed from outside."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.conftest import PROJECT, TINY_CLASSES, TINY_RATE, tiny_sound, write_audio
+
+LONG_SECONDS = 1800
+PATIENCE_SECONDS = 90  # for something to happen that takes a second on an idle machine
+TINY_FLAGS = ["--sample_rate", str(TINY_RATE), "--n_fft", "512", "--hop_length", "256", "--n_mels", "32",
+              "--f_max", "4000", "--segment_duration", "1000", "--segment_selection", "all"]
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are looked up in /proc")
+
+
+def make_recordings(folder: Path, rng: np.random.Generator) -> Path:
+    """Write four short recordings of each class, and in the first class a long one that is read first."""
+    for class_name in TINY_CLASSES[:2]:
+        for number in range(4):
+            write_audio(folder / class_name / f"r{number}.wav", tiny_sound(class_name, seconds=1, rng=rng))
+    samples = np.tile(tiny_sound(TINY_CLASSES[0], seconds=10, rng=rng), LONG_SECONDS // 10)
+    soundfile.write(folder / TINY_CLASSES[0] / "a_long.wav", samples, TINY_RATE)
+    return folder
+
+
+def command(script: str, *arguments: object) -> list[str]:
+    return [sys.executable, str(PROJECT / "scripts" / script), *map(str, arguments)]
+
+
+def preprocess_command(audio_dir: Path, output_dir: Path, *more: object) -> list[str]:
+    return command("preprocess_enhanced.py", "--input_dir", audio_dir, "--output_dir", output_dir, *TINY_FLAGS, *more)
+
+
+def predict_command(model: Path, audio_dir: Path, output: Path, *more: object) -> list[str]:
+    return command("predict_efficientnet.py", "--model_path", model, "--input", audio_dir, "--output", output,
+                   "--device", "cpu", "--batch_size", 8, *more)
+
+
+def start(arguments: list[str], **options) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+                            **options)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    """Wait for a command; return its exit code and what it said on stderr."""
+    _, said = process.communicate(timeout=2 * PATIENCE_SECONDS)
+    return process.returncode, said
+
+
+def run(arguments: list[str], **options) -> tuple[int, str]:
+    return finish(start(arguments, **options))
+
+
+def wait_for(condition, process: subprocess.Popen):
+    """Return what ``condition`` gives as soon as it gives something; fail if the command ends before."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        if process.poll() is not None:
+            pytest.fail(f"the command ended too early: {process.communicate()[1]}")
+        time.sleep(0.02)
+    return pytest.fail("waited in vain")
+
+
+def descendants(pid: int) -> set[int]:
+    """Return the processes below a process."""
+    found = set()
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found |= {child} | descendants(child)
+    return found
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def reader_of(pid: int, name: str) -> int | None:
+    """Return the worker of a command that has a file of this name open."""
+    for child in descendants(pid):
+        try:
+            opened = [os.readlink(entry) for entry in Path(f"/proc/{child}/fd").iterdir()]
+        except OSError:  # it has just ended, or an entry has just been closed
+            continue
+        if any(path.endswith(f"/{name}") for path in opened):
+            return child
+    return None
+
+
+def kill_when_reading(process: subprocess.Popen, name: str, *, how: signal.Signals, begun) -> int:
+    """Send a signal to the worker that reads a file, as soon as it has also ``begun`` to give something."""
+    worker = wait_for(lambda: begun() and reader_of(process.pid, name), process)
+    os.kill(worker, how)
+    return worker
