@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 from models.errors import ConfigError
 
@@ -75,6 +75,7 @@ def fit(logits: np.ndarray, labels: np.ndarray) -> Calibration:
     """
     if len(np.unique(labels)) < 2:
         return Calibration()
+    from scipy import optimize  # late: prediction has no need of it
     scores, rows = np.asarray(logits, dtype=np.float64), np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:

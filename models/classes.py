@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from models.efficientnet_config import DEFAULT_CLASS_NAMES
+from models.efficientnet_config import DEFAULT_CLASS_NAMES, EfficientNetConfig
 from models.errors import ConfigError, ManifestError
 
 
@@ -80,6 +80,11 @@ class DecisionRules:
 
     thresholds: Mapping[str, float]
     reject_class: str
+
+    @classmethod
+    def of_config(cls, config: EfficientNetConfig, classes: ClassList) -> "DecisionRules":
+        """Return the rules of a config for some classes."""
+        return cls({name: config.threshold(name) for name in classes.names}, config.reject_class)
 
     def decide(self, probabilities: Mapping[str, float]) -> Decision:
         """Decide on the probabilities of all classes, by name; of equal ones the first is on top."""

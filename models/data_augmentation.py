@@ -377,22 +377,7 @@ class AudioAugmentationPipeline:
 
     def mix(self, inputs: torch.Tensor, targets: torch.Tensor, *,
             rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Blend the windows of a batch with ``mixup``; both are returned as given where that is off.
-
-        Parameters
-        ----------
-        inputs : torch.Tensor
-            Floating point ``(B, ...)``.
-        targets : torch.Tensor
-            Floating point ``(B, n_classes)``, rows sum to 1.
-        rng : np.random.Generator
-            Source of the weight and the permutation.
-
-        Returns
-        -------
-        tuple[torch.Tensor, torch.Tensor]
-            Inputs and targets.
-        """
+        """Blend the windows of a batch as ``mixup`` does; inputs and targets are returned as given where it is off."""
         if not self.config.use_mixup:
             return inputs, targets
         return mixup(inputs, targets, alpha=self.config.mixup_alpha, rng=rng)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from models.audio_frontend import frontend_fingerprint
 from models.calibration import Calibration
-from models.classes import ClassList
+from models.classes import ClassList, DecisionRules
 from models.efficientnet_config import EfficientNetConfig, FrontendConfig
 
 
@@ -29,10 +29,12 @@ class ModelDescription:
         Order of its outputs.
     calibration : Calibration
         From its logits to probabilities.
+    rules : DecisionRules
+        When a class is reported.
     n_parameters : int
         Numbers that were trained.
     metadata : Mapping
-        Epoch, validation scores, whether leakage was allowed, hashes of the recordings learnt from.
+        Epoch, validation scores, whether leakage was allowed, content ids of the recordings learnt from.
     """
 
     path: str
@@ -42,6 +44,7 @@ class ModelDescription:
     frontend: FrontendConfig
     classes: ClassList
     calibration: Calibration
+    rules: DecisionRules
     n_parameters: int
     metadata: Mapping = field(default_factory=dict)
 

@@ -81,18 +81,7 @@ class SpectrogramClassifier(nn.Module):
         return self.backbone(self._inputs(log_mel))
 
     def embed(self, log_mel: Tensor) -> Tensor:
-        """Return what the last layer sees: the pooled features of a clip.
-
-        Parameters
-        ----------
-        log_mel : torch.Tensor
-            float32 ``(B, 1, n_mels, n_frames)`` in dB.
-
-        Returns
-        -------
-        torch.Tensor
-            ``(B, n_features)``; ``classify`` turns it into logits.
-        """
+        """Return what the last layer sees of the same input, ``(B, n_features)``; ``classify`` gives its logits."""
         inputs = self._inputs(log_mel)
         if isinstance(self.backbone, EfficientNet):
             return self.backbone._avg_pooling(self.backbone.extract_features(inputs)).flatten(1)

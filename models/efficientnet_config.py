@@ -165,10 +165,10 @@ class FrontendConfig(_Settings):
     segment_duration_ms: int = _setting(8000, "length of one window, in ms")
     mel_scale: str = _setting("slaney", "mel formula", choices=("slaney", "htk"))
     mel_norm: str = _setting("slaney", "scaling of the mel triangles", choices=("slaney", "none"))
-    edge_mode: str = _setting("constant", "what stands outside the clip for its first and last frame",
+    edge_mode: str = _setting("constant", "what stands outside the window for its first and last frame",
                               choices=("constant", "reflect"))
-    padding: str = _setting("repeat", "how a clip shorter than a window is filled", choices=("repeat", "zeros"))
-    top_db: float = _setting(80.0, "dynamic range kept below a clip's own maximum, in dB")
+    padding: str = _setting("repeat", "how a recording shorter than a window is filled", choices=("repeat", "zeros"))
+    top_db: float = _setting(80.0, "dynamic range kept below a window's own maximum, in dB")
 
     def _problems(self):
         if self.sample_rate < 1000:
@@ -224,12 +224,12 @@ class AugmentationConfig(_Settings):
     gain_db_range: tuple[float, float] = _setting((-9.0, 9.0), "change of level in dB")
 
     use_spec_augment: bool = _setting(True, "mask random bands and times (SpecAugment)")
-    use_time_shift: bool = _setting(True, "rotate the clip in time by a random amount")
-    use_mixup: bool = _setting(True, "blend pairs of clips and their labels (mixup)")
+    use_time_shift: bool = _setting(True, "rotate the window in time by a random amount")
+    use_mixup: bool = _setting(True, "blend pairs of windows and their labels (mixup)")
     freq_mask_param: int = _setting(30, "widest frequency mask, in mel bands")
     time_mask_param: int = _setting(40, "widest time mask, in frames")
-    n_freq_masks: int = _setting(2, "frequency masks per clip")
-    n_time_masks: int = _setting(2, "time masks per clip")
+    n_freq_masks: int = _setting(2, "frequency masks per window")
+    n_time_masks: int = _setting(2, "time masks per window")
     mixup_alpha: float = _setting(0.2, "Beta parameter of mixup; 0 is off")
 
     def _problems(self):
@@ -255,7 +255,7 @@ class EfficientNetConfig(_Settings):
     """
 
     model_name: str = _setting("efficientnet-b1", "network", choices=MODEL_NAMES)
-    batch_size: int = _setting(32, "clips per step")
+    batch_size: int = _setting(32, "windows per step")
     epochs: int = _setting(50, "passes over the training data")
     learning_rate: float = _setting(1e-4, "peak learning rate")
     weight_decay: float = _setting(0.01, "decoupled weight decay (L2 for sgd and adam)")

@@ -81,7 +81,7 @@ def run(flags: argparse.Namespace) -> int:
     paths = find_inputs(flags.input)
     if flags.output is None:
         results = predict_to_results(predictor, paths)
-        cli.print_json(results)
+        print(cli.json_text(results))
     else:
         results, written = predict_to_files(predictor, paths, config_path=flags.config_path, output=flags.output,
                                             formats=flags.formats, overwrite=flags.overwrite)

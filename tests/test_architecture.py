@@ -34,7 +34,16 @@ LATE_IMPORTS = {
     # torchvision takes more than a second, and only ResNet18 is worth it
     "models/efficientnet.py": {"from torchvision.models import resnet18"},
     "utils/storage/checkpoints.py": {"from torchvision.models import ResNet18_Weights"},
+    "models/calibration.py": {"from scipy import optimize"},  # only training fits
+    "utils/audio/ffmpeg.py": {"from pydub import AudioSegment"},  # most recordings need no ffmpeg
+    "utils/reports.py": {"import seaborn"},  # half a second, for one of the pictures
+    # torch, scikit-learn and matplotlib: while they load, no recording is worked on
+    "utils/preparation/run.py": {"from utils.preparation.augmented_copies import augment_all, plan_copies",
+                                 "from utils.storage.splits import grouped_split",
+                                 "from utils.reports import plot_overview"},
 }
+# where whatever a decoder raises is that file's, and whatever work raises is handed to the process that asked for it
+CATCHING_EVERYTHING = {"utils/audio/recordings.py", "utils/running/parallel.py"}
 FILES = sorted(path for package in PACKAGES for path in (PROJECT / package).rglob("*.py"))
 
 
@@ -142,7 +151,8 @@ def test_imports_stand_at_the_top(path):
 def test_no_error_is_caught_by_its_root(path):
     caught = [ast.unparse(node.type) if node.type else "everything" for node in ast.walk(tree_of(path))
               if isinstance(node, ast.ExceptHandler)]
-    assert not {"everything", "Exception", "BaseException"} & set(caught)
+    assert not {"everything", "BaseException"} & set(caught)
+    assert "Exception" not in caught or name_of(path) in CATCHING_EVERYTHING
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

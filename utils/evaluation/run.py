@@ -24,11 +24,12 @@ from utils.evaluation.results import Evaluation, Latency, ModelEvaluation
 from utils.metrics import ScoredSegments, evaluate_segments
 from utils.prediction.predictor import EfficientNetPredictor
 from utils.running.progress import progress
-from utils.storage.files import atomic_path, write_json
+from utils.storage.files import write_json
 from utils.storage.locks import locked
 from utils.storage.manifest import NOT_AUGMENTED, Manifest, recording_contents
-from utils.storage.names import check_inside, recording_hash, safe_name
+from utils.storage.names import check_inside, recording_hash, safe_name, text_to_name
 from utils.storage.spectrograms import SpectrogramDataset, make_loader
+from utils.storage.tables import write_table
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +202,8 @@ def _from_audio(predictor: EfficientNetPredictor, manifest: Manifest, rows: np.n
     for place, source in enumerate(table["source_path"]):
         places.setdefault(source, []).append(place)
     for source, wanted in progress(places.items(), total=len(places), description="from audio", unit="file"):
-        path = check_inside(folder, source, where=f"{manifest.path}, column source_path")
+        path = check_inside(folder, source, where=f"{manifest.path}, column source_path",
+                            through_links=True)
         if not path.exists():
             raise ManifestError(f"{path} does not exist, and {predictor.model.model_name} has another front end than"
                                 f" the spectrograms: give the folder of the recordings with --audio_dir")
@@ -219,7 +221,7 @@ def _audio_folder(manifest: Manifest, audio_dir: Path | None) -> Path:
         raise ManifestError(f"{manifest.path} does not tell {'where its recordings are' if placed else 'its windows'},"
                             f" and a model has another front end than its spectrograms: preprocess again, or"
                             f" {'give --audio_dir' if placed else 'evaluate a model of the same front end'}")
-    return audio_dir or manifest.path.parent / str(recorded)
+    return audio_dir or manifest.path.parent / text_to_name(str(recorded))
 
 
 def _count_seen(model: ModelDescription, test: _TestSet) -> int | None:
@@ -251,8 +253,7 @@ def _write_predictions(path: Path, models: Sequence[ModelEvaluation], test: _Tes
         for index, name in enumerate(names):
             part[f"score_{name}"] = probabilities[:, index].round(6)
         parts.append(part)
-    with atomic_path(path) as temporary:
-        pd.concat(parts).to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
+    write_table(path, pd.concat(parts))
 
 
 def _draw_pictures(folder: Path, models: Sequence[ModelEvaluation]) -> list[tuple[str, Path]]:

@@ -77,8 +77,9 @@ class EfficientNetPredictor:
         self.settings = settings or PredictionSettings()
         self.batch_size = batch_size
         self._executor: Executor = executor or ThisProcess()
-        self._config = self.model.config if config_path is None else read_config(config_path)
-        rules = DecisionRules(self.thresholds(), self._config.reject_class)
+        self._rules = (self.model.rules if config_path is None
+                       else DecisionRules.of_config(read_config(config_path), self.model.classes))
+        rules = DecisionRules(self.thresholds(), self._rules.reject_class)
         self._recorder = Recorder(self.model, rules, self.settings)
         self._plan = self._make_plan()
 
@@ -162,7 +163,7 @@ class EfficientNetPredictor:
             return dict.fromkeys(names, 0.0)
         if settings.min_confidence is not None:
             return dict.fromkeys(names, settings.min_confidence)
-        return {name: self._config.threshold(name) for name in names}
+        return dict(self._rules.thresholds)
 
     def span_probabilities(self, path: Path, spans: Sequence[tuple[float, float]]) -> np.ndarray:
         """Return calibrated probabilities ``(n_spans, n_classes)`` of parts of a recording, given in seconds.

@@ -219,7 +219,7 @@ def _locate(entries: pd.Series, input_dir: Path, labels_csv: Path) -> list[str]:
         by_name[found.rpartition("/")[2]].append(found)
     located = []
     for line, entry in enumerate(entries, start=2):
-        relative = _with_slashes(entry, input_dir)
+        relative = entry if entry in by_name else _with_slashes(entry, input_dir)
         target = check_inside(input_dir, relative, where=f"{labels_csv} line {line}", through_links=True)
         same_name = by_name[relative.rpartition("/")[2]]
         if not target.exists() and len(same_name) == 1:

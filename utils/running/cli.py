@@ -160,11 +160,10 @@ def comma_list(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
 
 
-def print_json(value: dict) -> None:
-    """Print a JSON object; characters that stdout's encoding lacks are escaped as JSON does."""
+def json_text(value: dict) -> str:
+    """Return a JSON object for stdout; characters that its encoding lacks are escaped as JSON does."""
     as_it_is = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=not as_it_is, allow_nan=False)
-    print()
+    return json.dumps(value, indent=2, ensure_ascii=not as_it_is, allow_nan=False)
 
 
 def run_command(parser: CommandParser, command: Callable[[argparse.Namespace], int],

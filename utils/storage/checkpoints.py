@@ -19,7 +19,7 @@ from torch.hub import load_state_dict_from_url
 
 from models.audio_frontend import frontend_fingerprint
 from models.calibration import Calibration
-from models.classes import ClassList
+from models.classes import ClassList, DecisionRules
 from models.description import ModelDescription
 from models.efficientnet import (LEGACY_FRONTEND, LEGACY_RESNET_NAME, SpectrogramClassifier, build_legacy_resnet18,
                                  build_model, state_dict_problem)
@@ -72,11 +72,12 @@ def save_model(path: str | os.PathLike, weights: Mapping[str, Tensor], *, config
     training : Mapping, optional
         Optimizer, schedule, scaler and loop state; what makes a ``_last.pth``.
     """
+    rules = DecisionRules.of_config(config, classes)
     content = {
         "format_version": FORMAT_VERSION, "kind": _KIND, "model_name": config.model_name, "config": config.to_dict(),
         "frontend": config.frontend.to_dict(), "fingerprint": frontend_fingerprint(config.frontend),
-        "class_names": list(classes.names), "thresholds": {name: config.threshold(name) for name in classes.names},
-        "reject_class": config.reject_class, "calibration": calibration.to_dict(),
+        "class_names": list(classes.names), "thresholds": dict(rules.thresholds),
+        "reject_class": rules.reject_class, "calibration": calibration.to_dict(),
         "metadata": dict(metadata), "weights": {name: value.detach().cpu() for name, value in weights.items()},
     }
     if training is not None:
@@ -140,6 +141,8 @@ def load_model(path: str | os.PathLike, *, class_names: Sequence[str] | None = N
         config = EfficientNetConfig.from_dict(content["config"])
         frontend = FrontendConfig.from_dict(content["frontend"])
         classes = ClassList(tuple(content["class_names"]))
+        rules = DecisionRules({name: float(content["thresholds"][name]) for name in classes.names},
+                              str(content["reject_class"]))
         calibration, metadata = Calibration.from_dict(content["calibration"]), dict(content["metadata"])
         weights, fingerprint = dict(content["weights"]), content["fingerprint"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -150,14 +153,14 @@ def load_model(path: str | os.PathLike, *, class_names: Sequence[str] | None = N
     network = build_model(config, len(classes))
     load_weights(network, weights, path)
     return _trained(path, network, model_name=config.model_name, config=config.replace(frontend=frontend),
-                    classes=classes, calibration=calibration, metadata=metadata)
+                    classes=classes, calibration=calibration, rules=rules, metadata=metadata)
 
 
 def _trained(path: str | os.PathLike, network: SpectrogramClassifier, *, model_name: str, config: EfficientNetConfig,
-             classes: ClassList, calibration: Calibration, metadata: Mapping) -> TrainedModel:
+             classes: ClassList, calibration: Calibration, rules: DecisionRules, metadata: Mapping) -> TrainedModel:
     description = ModelDescription(
         path=os.fspath(path), sha256=file_sha256(path), model_name=model_name, config=config, frontend=config.frontend,
-        classes=classes, calibration=calibration, metadata=metadata,
+        classes=classes, calibration=calibration, rules=rules, metadata=metadata,
         n_parameters=sum(parameter.numel() for parameter in network.parameters()))
     return TrainedModel(description, network.eval())
 
@@ -225,7 +228,8 @@ def _load_legacy(path: str | os.PathLike, content: dict, class_names: Sequence[s
                               f" {', '.join(class_names)}")
     network = build_legacy_resnet18(n_classes)
     load_weights(network.backbone, content, path)
-    return _trained(path, network, model_name=LEGACY_RESNET_NAME,
-                    config=EfficientNetConfig(model_name=RESNET_NAME, frontend=LEGACY_FRONTEND),
-                    classes=ClassList(tuple(class_names)), calibration=Calibration(),
+    config = EfficientNetConfig(model_name=RESNET_NAME, frontend=LEGACY_FRONTEND)
+    classes = ClassList(tuple(class_names))
+    return _trained(path, network, model_name=LEGACY_RESNET_NAME, config=config, classes=classes,
+                    calibration=Calibration(), rules=DecisionRules.of_config(config, classes),
                     metadata={"origin": "NightScan 1"})

@@ -13,7 +13,7 @@ from utils.storage.manifest import Manifest
 
 
 class Batch(NamedTuple):
-    """Some clips.
+    """Some windows.
 
     Attributes
     ----------
@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     labels : torch.Tensor
         int64 ``(B,)``.
     indices : torch.Tensor
-        int64 ``(B,)``, row of each clip in its dataset: the key of its augmentation.
+        int64 ``(B,)``, row of each window in its dataset: the key of its augmentation.
     """
 
     log_mel: Tensor
@@ -78,7 +78,7 @@ class ArrayDataset(Dataset):
     ----------
     spectrograms : sequence of numpy.ndarray
         ``(n_mels, n_frames)`` each, in dB, of one shape.
-    labels : array of int, (n_clips,)
+    labels : array of int, (n_windows,)
         Classes.
     """
 
@@ -104,7 +104,7 @@ def make_loader(dataset: Dataset, *, batch_size: int, shuffle_seed: int | None, 
     dataset : Dataset
         Gives ``(log_mel, label, index)``.
     batch_size : int
-        Clips in a batch; the last may hold fewer.
+        Windows in a batch; the last may hold fewer.
     shuffle_seed : int or None
         Seed of the order; None keeps the dataset's.
     n_workers : int
@@ -113,7 +113,7 @@ def make_loader(dataset: Dataset, *, batch_size: int, shuffle_seed: int | None, 
         For a GPU.
     rank, n_processes : int
         Number of this process among those that train together; of several, each gets its share of a shuffled
-        order, all the same number of clips.
+        order, all the same number of windows.
     """
     if shuffle_seed is not None and n_processes > 1:
         sampler: DistributedSampler = DistributedSampler(dataset, num_replicas=n_processes, rank=rank,
