@@ -10,7 +10,7 @@ import scipy.signal
 import torch
 import torchaudio
 
-from models.audio_frontend import LogMelFrontend, frontend_fingerprint, segment_starts
+from models.audio_frontend import LogMelFrontend, frontend_fingerprint, mel_filters, segment_starts
 from models.efficientnet import LEGACY_FRONTEND
 from models.efficientnet_config import FrontendConfig
 from tests.conftest import PROJECT
@@ -19,6 +19,7 @@ FLOAT32_DB = 2e-3  # float32 sums of squares against float64: about 4e-4 of a sm
 DOUBLE_DB = 20 * np.log10(2)  # 6.0206
 GAIN_TOLERANCE_DB = 1e-4  # doubling is exact in float32; what is left is the rounding of log10 near 100 dB
 SLOPE_TO_MIDDLE = 0.5  # a sweep seen through a window may peak anywhere in the window's own sweep, half each way
+FILTER_ROUNDING = 1e-6  # of the highest weight: a few steps of float32
 ONE_ULP_DB = float(np.spacing(np.float32(100)))  # the logarithm of the float32 nearest to 1e-10
 TONES_HZ = (100.0, 440.0, 997.0, 1500.0, 3456.7, 6000.0, 10500.0)
 
@@ -109,6 +110,21 @@ def test_default_log_mel_equals_librosa(rng, n_samples):
     log_mel = LogMelFrontend(config).log_mel(clip)
     assert log_mel.shape == (128, 345)
     np.testing.assert_allclose(log_mel, expected, atol=FLOAT32_DB)
+
+
+@pytest.mark.filterwarnings("ignore:Empty filters detected")
+@pytest.mark.parametrize("mel_norm", ["slaney", "none"])
+@pytest.mark.parametrize("mel_scale", ["slaney", "htk"])
+@pytest.mark.parametrize("base", [FrontendConfig(), SMALL, LEGACY_FRONTEND, FrontendConfig(n_fft=511, hop_length=128)])
+def test_the_mel_filters_are_librosas(base, mel_scale, mel_norm):
+    config = base.replace(mel_scale=mel_scale, mel_norm=mel_norm)
+    expected = librosa.filters.mel(
+        sr=config.sample_rate, n_fft=config.n_fft, n_mels=config.n_mels, fmin=config.f_min, fmax=config.f_max,
+        htk=mel_scale == "htk", norm=None if mel_norm == "none" else "slaney")
+    filters = mel_filters(config)
+    assert filters.dtype == np.float32
+    np.testing.assert_allclose(filters, expected, rtol=0, atol=FILTER_ROUNDING * expected.max())
+    assert LogMelFrontend(config).n_empty_bands == (expected.max(axis=1) == 0).sum()
 
 
 @pytest.mark.filterwarnings("ignore:Empty filters detected", "ignore:At least one mel filterbank has all zero")
@@ -204,25 +220,60 @@ def test_fit_length_cuts_a_long_clip(padding):
     assert LogMelFrontend(TINY).fit_length(fitted).tolist() == fitted.tolist()
 
 
-@pytest.mark.parametrize(("n_samples", "hop_samples", "expected"), [
-    (3, 10, [0]), (10, 10, [0]), (11, 10, [0, 1]), (20, 10, [0, 10]), (25, 10, [0, 10, 15]), (25, 5, [0, 5, 10, 15]),
+@pytest.mark.parametrize("n_fft", [512, 511, 16, 17])
+@pytest.mark.parametrize("hop_length", [1, 7, 16])
+@pytest.mark.parametrize("segment_duration_ms", [64, 65])
+def test_the_config_knows_the_number_of_frames(rng, n_fft, hop_length, segment_duration_ms):
+    config = FrontendConfig(sample_rate=8000, n_fft=n_fft, hop_length=hop_length, n_mels=4, f_max=4000.0,
+                            segment_duration_ms=segment_duration_ms)
+    assert LogMelFrontend(config).log_mel(noise(rng, config.segment_samples)).shape == (4, config.n_frames)
+
+
+# where windows start
+
+@pytest.mark.parametrize(("n_samples", "hop_samples", "least_new_samples", "expected"), [
+    (3, 10, 1, [0]), (10, 10, 1, [0]), (11, 10, 1, [0, 1]), (20, 10, 1, [0, 10]), (25, 10, 1, [0, 10, 15]),
+    (25, 5, 1, [0, 5, 10, 15]), (11, 10, 2, [0]), (12, 10, 2, [0, 2]), (22, 10, 3, [0, 10]), (23, 10, 3, [0, 10, 13]),
+    (13, 1, 5, [0, 1, 2, 3]),
 ])
-def test_segment_starts_by_hand(n_samples, hop_samples, expected):
-    assert segment_starts(n_samples, segment_samples=10, hop_samples=hop_samples) == expected
+def test_segment_starts_by_hand(n_samples, hop_samples, least_new_samples, expected):
+    assert segment_starts(n_samples, segment_samples=10, hop_samples=hop_samples,
+                          least_new_samples=least_new_samples) == expected
 
 
-def test_segments_cover_every_sample_and_end_with_the_recording():
+def test_windows_that_overlap_nearly_wholly_are_all_there():
+    # 3 s, windows of 1 s that overlap by 950 ms
+    config = FrontendConfig(segment_duration_ms=1000)
+    hop_samples = round(0.05 * config.sample_rate)
+    starts = segment_starts(config.segment_samples + 40 * hop_samples, segment_samples=config.segment_samples,
+                            hop_samples=hop_samples, least_new_samples=config.least_new_samples)
+    assert hop_samples < config.least_new_samples
+    assert starts == [number * hop_samples for number in range(41)]
+
+
+def test_the_end_of_16_seconds_and_a_bit_counts_once():
+    config = FrontendConfig()
+    starts = segment_starts(round(16.05 * 22050), segment_samples=176400, hop_samples=176400,
+                            least_new_samples=config.least_new_samples)
+    assert starts == [0, 176400]
+    assert config.least_new_samples == 2205
+
+
+@pytest.mark.parametrize("least_new_samples", [1, 2, 4, 20])
+def test_segments_cover_the_recording_but_for_what_is_not_worth_a_window(least_new_samples):
     for n_samples in range(1, 40):
         for segment_samples in range(1, 12):
             for hop_samples in range(1, segment_samples + 1):
-                starts = segment_starts(n_samples, segment_samples=segment_samples, hop_samples=hop_samples)
-                covered = {s for start in starts for s in range(start, min(start + segment_samples, n_samples))}
+                starts = segment_starts(n_samples, segment_samples=segment_samples, hop_samples=hop_samples,
+                                        least_new_samples=least_new_samples)
                 where = (n_samples, segment_samples, hop_samples)
-                assert covered == set(range(n_samples)), where
+                last = max(0, n_samples - segment_samples)
+                least = min(least_new_samples, hop_samples)
+                assert starts[:-1] == [number * hop_samples for number in range(len(starts) - 1)], where
                 assert starts == sorted(set(starts)), where
-                assert starts[-1] == max(0, n_samples - segment_samples), where
-                beyond_first = max(0, n_samples - segment_samples)
-                assert len(starts) == 1 + -(-beyond_first // hop_samples), where
+                assert starts[-1] in (last, (len(starts) - 1) * hop_samples), where
+                assert 0 <= last - starts[-1] < least, where
+                assert len(starts) == 1 or starts[-1] - starts[-2] >= least, where
 
 
 def test_the_fingerprint_changes_with_every_field():

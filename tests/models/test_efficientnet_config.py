@@ -82,6 +82,17 @@ def test_two_configs_share_nothing_that_can_change():
     assert second.threshold("bird_song") == DEFAULT_THRESHOLDS["bird_song"] == 0.70
 
 
+@pytest.mark.parametrize("copy", [
+    lambda config: config.replace(epochs=3), lambda config: EfficientNetConfig(thresholds=config.thresholds),
+    lambda config: EfficientNetConfig.from_dict({"thresholds": config.thresholds}), dataclasses.replace,
+])
+def test_a_copy_has_thresholds_of_its_own(copy):
+    config = EfficientNetConfig(thresholds={"owl": 0.9})
+    copied = copy(config)
+    copied.thresholds["owl"] = 0.1
+    assert config.threshold("owl") == 0.9
+
+
 def test_all_problems_are_told_at_once():
     with pytest.raises(ConfigError) as caught:
         EfficientNetConfig(model_name="vgg16", batch_size=0, epochs=-3, learning_rate=0.0, dropout_rate=1.0,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -105,6 +106,20 @@ def test_only_corrupt_files(tmp_path, capsys):
     assert code == 1
     assert "2 corrupt" in capsys.readouterr().err
     assert (tmp_path / "out" / "files.csv").read_text(encoding="utf-8").count(",corrupt,") == 2
+
+
+def test_strict_counts_what_failed_and_not_what_was_there_twice(tmp_path, capsys):
+    for name in ("frog", "owl"):
+        for index in range(3):
+            write_tone(tmp_path / "in" / name / f"{index}.wav", frequency=500 + 100 * index + len(name))
+    shutil.copy(tmp_path / "in" / "owl" / "0.wav", tmp_path / "in" / "owl" / "again.wav")
+    arguments = ["--input_dir", str(tmp_path / "in"), "--output_dir", str(tmp_path / "out"), "--workers", "1",
+                 "--segment_duration", "1000", "--strict"]
+    assert preprocess_enhanced.main(arguments) == 0
+    assert "1 could not be used (1 duplicate)" in capsys.readouterr().out
+    (tmp_path / "in" / "owl" / "empty.wav").write_bytes(b"")
+    assert preprocess_enhanced.main(arguments) == 1
+    assert "2 could not be used (1 duplicate, 1 empty)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("flags", "words"), [

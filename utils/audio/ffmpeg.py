@@ -4,11 +4,9 @@ ffmpeg is told the container, never left to guess it: a file that is called a re
 playlist that names other files. Its output is Sun AU: six big-endian numbers, then samples; no length is needed.
 """
 
-import contextlib
 import os
 import queue
 import shutil
-import signal
 import struct
 import subprocess
 import threading
@@ -36,6 +34,7 @@ _WAV_HEAD_BYTES = 1 << 16
 _WAV_FORMAT = struct.Struct("<8x2H8x2H")  # chunk "fmt ": codec, channels, bytes of a frame, bits of a sample
 _PCM = 1
 _WAITING_BLOCKS = 8
+_GOODBYE_SECONDS = 1.0
 _READ_BYTES = 1 << 18
 _MOST_TOLD = 200  # characters of what ffmpeg says
 
@@ -67,8 +66,7 @@ class FfmpegStream:
     def __init__(self, path: Path, *, refused: str, silence_seconds: float = SILENCE_SECONDS) -> None:
         self._path, self._refused, self._silence_seconds = path, refused.rstrip("."), silence_seconds
         self._process = subprocess.Popen(
-            self._command(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            start_new_session=True)
+            self._command(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self._blocks: queue.Queue[bytes] = queue.Queue(_WAITING_BLOCKS)
         self._said = self._rest = b""  # what ffmpeg told; what came after the header with it
         self._closed = threading.Event()
@@ -106,21 +104,13 @@ class FfmpegStream:
     def close(self) -> None:
         """Stop ffmpeg and its threads."""
         self._closed.set()
-        self._kill()
+        self._process.kill()
         self._process.wait()
-        for thread in self._threads:
-            thread.join()
-        for pipe in (self._process.stdout, self._process.stderr):
+        for thread, pipe in zip(self._threads, (self._process.stdout, self._process.stderr), strict=True):
             assert pipe is not None
-            pipe.close()
-
-    def _kill(self) -> None:
-        if os.name == "nt":
-            self._process.kill()
-        elif any(thread.is_alive() for thread in self._threads) or self._process.poll() is None:
-            # with its children: where ffmpeg is a script that starts the real one, that one holds the pipes
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            thread.join(_GOODBYE_SECONDS)
+            if not thread.is_alive():  # where ffmpeg is a script, a program that it started may hold the pipe
+                pipe.close()
 
     def _command(self) -> list[str]:
         extension = self._path.suffix.lower()

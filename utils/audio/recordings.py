@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import soundfile as sf
@@ -19,6 +19,7 @@ import soxr
 
 from models.errors import AudioError, ConfigError
 from utils.audio.ffmpeg import FORMATS, FfmpegStream
+from utils.audio.windows import Part, PartCutter, Window
 
 logger = logging.getLogger(__name__)
 
@@ -28,26 +29,6 @@ _SILENT_PEAK = 2.0 ** -15  # one step of 16-bit audio: a recording that never ex
 _BLOCK_VALUES = 1 << 18  # 12 s at 22.05 kHz: small enough for memory, large enough that Python is not felt
 _LOWEST_RATE, _HIGHEST_RATE = 100, 20_000_000  # Hz: whales and bats lie between, damaged headers do not
 WHOLE = ((0, None),)
-
-Part = tuple[int, int | None]
-
-
-class Window(NamedTuple):
-    """A piece of a part of a recording.
-
-    Parameters
-    ----------
-    part : int
-        Position of the part among those asked for.
-    start : int
-        First sample, counted from the start of the recording.
-    samples : numpy.ndarray
-        float32 ``(segment_samples,)`` in [-1, 1], or fewer where the part itself is shorter.
-    """
-
-    part: int
-    start: int
-    samples: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,9 +206,9 @@ class RecordingReader:
         Window
             In order within a part, parts as they pass. A part wholly after the end gives none.
         """
-        waiting = deque(sorted((_PartCutter(index, first, end, segment_samples, hop_samples, least_new_samples)
+        waiting = deque(sorted((PartCutter(index, first, end, segment_samples, hop_samples, least_new_samples)
                                 for index, (first, end) in enumerate(parts)), key=lambda cutter: cutter.first))
-        under_way: list[_PartCutter] = []
+        under_way: list[PartCutter] = []
         position = 0
         for block in self.blocks():
             end = position + len(block)
@@ -331,55 +312,6 @@ def _open(path: Path) -> _Stream:
 def _reason(error: Exception) -> str:
     text = getattr(error, "error_string", None) or str(error) or type(error).__name__
     return text.strip().rstrip(".").splitlines()[0]
-
-
-class _PartCutter:
-    """Cuts one part of a recording into windows while its samples pass by."""
-
-    def __init__(self, index: int, first: int, end: int | None, segment_samples: int, hop_samples: int,
-                 least_new_samples: int) -> None:
-        self.first = first
-        self._index, self._end = index, end
-        self._segment_samples, self._hop_samples = segment_samples, hop_samples
-        self._least_new_samples = min(least_new_samples, hop_samples)
-        self._held: deque[tuple[int, np.ndarray]] = deque()  # position and samples of blocks not yet done with
-        self._next_start = first
-        self._held_end = first
-
-    def is_over(self, position: int) -> bool:
-        """Whether nothing of the part lies at or after a position of the recording."""
-        return self._end is not None and self._end <= position
-
-    def feed(self, position: int, block: np.ndarray) -> Iterator[Window]:
-        """Take the next block, which begins at ``position``, and yield the windows that are certain now."""
-        low = max(self.first - position, 0)
-        high = len(block) if self._end is None else min(self._end - position, len(block))
-        if high <= low:
-            return
-        self._held.append((position + low, block[low:high]))
-        self._held_end = position + high
-        # strictly more: a window that ends exactly with the part is the last one, given by ``finish``
-        while self._held_end > self._next_start + self._segment_samples:
-            yield self._window(self._next_start, self._next_start + self._segment_samples)
-            self._next_start += self._hop_samples
-        # the last window may reach back by a whole window
-        needed = min(self._next_start, self._held_end - self._segment_samples)
-        while self._held and self._held[0][0] + len(self._held[0][1]) <= needed:
-            self._held.popleft()
-
-    def finish(self) -> Iterator[Window]:
-        """Yield the last window, moved back to end with the part, if it adds something worth having."""
-        last = max(self.first, self._held_end - self._segment_samples)
-        if self._held_end == self.first:
-            return
-        if self._next_start > self.first and last - (self._next_start - self._hop_samples) < self._least_new_samples:
-            return
-        yield self._window(last, self._held_end)
-
-    def _window(self, low: int, high: int) -> Window:
-        pieces = [samples[max(low - start, 0):high - start] for start, samples in self._held
-                  if start < high and start + len(samples) > low]
-        return Window(self._index, low, pieces[0].copy() if len(pieces) == 1 else np.concatenate(pieces))
 
 
 def check_audible(path: str | os.PathLike, *, duration_seconds: float, peak: float) -> None:

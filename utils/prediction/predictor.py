@@ -16,7 +16,8 @@ import numpy as np
 from models.audio_frontend import cached_frontend
 from models.classes import DecisionRules
 from models.errors import AudioError, ConfigError
-from utils.audio.recordings import Outcome, Part, RecordingReader, Samples
+from utils.audio.recordings import Outcome, RecordingReader, Samples
+from utils.audio.windows import Part
 from utils.networks.backends import Backend, load_backend
 from utils.prediction.reading_ahead import ReadingPlan, Recording, RecordingRead, WindowRead, read_recording
 from utils.prediction.records import (PredictedRecording, PredictionSettings, Recorder, ScoredRecording,

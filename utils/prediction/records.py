@@ -10,7 +10,7 @@ import numpy as np
 from models.classes import DecisionRules
 from models.description import ModelDescription
 from utils.audio.recordings import Outcome
-from utils.storage.names import name_to_text
+from utils.storage.names import name_to_text, text_to_name
 
 _PROBABILITY_DECIMALS = 6
 
@@ -103,7 +103,7 @@ class PredictedRecording:
     def from_json(cls, values: Mapping[str, Any]) -> "PredictedRecording":
         """Rebuild what ``to_json`` gave."""
         error = values["error"]
-        outcome = (Outcome(error["status"], error["error"]) if error
+        outcome = (Outcome(error["status"], text_to_name(error["error"])) if error
                    else Outcome(duration_seconds=values["duration_seconds"]))
         return cls(values["file_path"], outcome, values["records"])
 

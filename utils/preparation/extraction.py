@@ -10,7 +10,8 @@ import numpy as np
 from models.audio_frontend import cached_frontend, frontend_fingerprint
 from models.efficientnet_config import AugmentationConfig, FrontendConfig
 from models.errors import AudioError
-from utils.audio.recordings import Outcome, Part, RecordingReader, check_audible
+from utils.audio.recordings import Outcome, RecordingReader, check_audible
+from utils.audio.windows import Part
 from utils.preparation.sources import Source
 from utils.running.parallel import report_alive
 from utils.storage.files import file_sha256, is_whole_array, save_array

@@ -1,4 +1,11 @@
+import itertools
+import multiprocessing
 import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,22 +13,38 @@ import soundfile
 import torch
 
 from models.errors import AudioError, CheckpointError, ConfigError
-from tests.conftest import TINY_CLASSES, TINY_RATE, tiny_sound, write_audio
+from tests.conftest import PROJECT, TINY_CLASSES, TINY_RATE, tiny_sound, write_audio
+from tests.utils.prediction.conftest import (FILE_KEYS, PRINTED, SEGMENT_KEYS, broken_flac, predictor_of, records_of,
+                                             silent_predictor, without)
 from utils.prediction import predictor as inference
+from utils.prediction.predictor import EfficientNetPredictor
+from utils.prediction.reading_ahead import WindowRead, read_recording
+from utils.running.parallel import LocalProcesses, ThisProcess
 from utils.storage.checkpoints import read_checkpoint
 from utils.storage.config_files import write_config
-from utils.prediction.predictor import EfficientNetPredictor, PredictionSettings
 
-FILE_KEYS = {"file_path", "predicted_class", "confidence", "above_threshold", "top_class", "top_confidence",
-             "duration_seconds", "n_segments", "processing_time"}
-SEGMENT_KEYS = FILE_KEYS | {"segment_start_ms", "segment_end_ms", "segment_index"}
 BATCH_TOLERANCE = 1e-5  # convolutions of another batch size add float32 in another order
-PRINTED = 1e-6  # probabilities are rounded to six decimals
+WAITING = 20  # a consumer waits so many times as long as all the work takes
+GENEROUS = 5  # how many times as long the same work may take on a busy machine; far below WAITING
+LONGEST_SECONDS = 120  # a script that has not ended then hangs; it takes a few
+# what workers may have been given, and what waits for its batch
+MOST_TAKEN = {"this process": 3 + 2, "two workers": 3 + 2 * 8 + 2}
+EXECUTORS = {"this process": ThisProcess(), "two workers": LocalProcesses(2)}
+
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+on_every_executor = pytest.mark.parametrize("where", EXECUTORS)
 
 
-def predictor_of(path, *, batch_size=4, config_path=None, n_workers=2, **settings):
-    return EfficientNetPredictor(path, config_path, device="cpu", batch_size=batch_size, n_workers=n_workers,
-                                 settings=PredictionSettings(**settings))
+class Sparing:
+    """An executor that fails when it is asked for more than a number of parts."""
+
+    def __init__(self, most_parts):
+        self.most_parts = most_parts
+
+    def stream(self, work, items, *, in_order):
+        for number, part in enumerate(ThisProcess().stream(work, items, in_order=in_order)):
+            assert number < self.most_parts, "more was read than the answer needs"
+            yield part
 
 
 def save_biased(source, target, *, winner, logit):
@@ -39,35 +62,29 @@ def softmax_of_one(logit, n_classes=4):
     return float(np.exp(logit) / (np.exp(logit) + n_classes - 1))
 
 
-def records_of(predictor, path):
-    outcome, = predictor.predict_files([path])
-    assert outcome.error is None
-    return outcome.records
-
-
-@pytest.fixture
-def recording(tmp_path, rng):
-    """2.6 s: two whole windows and a last one that is moved back."""
-    return write_audio(tmp_path / "clip.wav", tiny_sound("bird_song", seconds=2.6, rng=rng))
+def write_seconds(folder, rng, *seconds):
+    """Write recordings that are called by their number."""
+    return [write_audio(folder / f"{number}.wav", tiny_sound("bird_song", seconds=length, rng=rng))
+            for number, length in enumerate(seconds)]
 
 
 # one front end
 
 def test_prediction_sees_the_very_spectrograms_of_preprocessing(tiny_dataset, tiny_model, monkeypatch):
     predictor = predictor_of(tiny_model.best)
-    seen, usual = [], predictor.probabilities
-    monkeypatch.setattr(predictor, "probabilities", lambda log_mels: (seen.append(log_mels.copy()), usual(log_mels))[1])
-    result = next(result for result in tiny_dataset.results if len(result.segments) == 3)
+    seen, usual = [], predictor.backend.run
+    monkeypatch.setattr(predictor.backend, "run", lambda log_mels: (seen.append(log_mels.copy()), usual(log_mels))[1])
+    result = next(result for result in tiny_dataset.results if len(result.windows) == 3)
     predictor.predict_single(tiny_dataset.audio_dir / result.source_path)
-    stored = np.stack([np.load(tiny_dataset.output_dir / segment.path) for segment in result.segments])
+    stored = np.stack([np.load(tiny_dataset.output_dir / window.path) for window in result.windows])
     np.testing.assert_array_equal(np.concatenate(seen), stored)
 
 
 def test_parts_of_a_recording_give_what_its_spectrograms_give(tiny_dataset, tiny_model):
     predictor = predictor_of(tiny_model.best)
-    result = next(result for result in tiny_dataset.results if len(result.segments) == 3)
-    spans = [(s.start_sample / TINY_RATE, s.end_sample / TINY_RATE) for s in result.segments]
-    stored = np.stack([np.load(tiny_dataset.output_dir / segment.path) for segment in result.segments])
+    result = next(result for result in tiny_dataset.results if len(result.windows) == 3)
+    spans = [(w.start_sample / TINY_RATE, w.end_sample / TINY_RATE) for w in result.windows]
+    stored = np.stack([np.load(tiny_dataset.output_dir / window.path) for window in result.windows])
     from_audio = predictor.span_probabilities(tiny_dataset.audio_dir / result.source_path, spans[::-1])[::-1]
     np.testing.assert_allclose(from_audio, predictor.probabilities(stored), rtol=0, atol=BATCH_TOLERANCE)
 
@@ -118,6 +135,7 @@ def test_segments_cover_the_recording_to_its_last_sample(recording, tiny_model):
     (500, 0, [(0, 500), (500, 1000), (1000, 1500), (1500, 2000), (2000, 2500), (2100, 2600)]),
     (1000, 500, [(0, 1000), (500, 1500), (1000, 2000), (1500, 2500), (1600, 2600)]),
     (2000, 0, [(0, 2000), (600, 2600)]),
+    (2550, 0, [(0, 2550)]),
     (5000, 0, [(0, 2600)]),
 ])
 def test_segments_of_another_length(recording, tiny_model, duration, overlap, expected):
@@ -127,8 +145,16 @@ def test_segments_of_another_length(recording, tiny_model, duration, overlap, ex
     assert [(r["segment_start_ms"], r["segment_end_ms"]) for r in records] == expected
 
 
+@pytest.mark.parametrize(("seconds", "n_segments"), [(2.05, 2), (2.2, 3)])
+def test_the_end_counts_once(tmp_path, tiny_model, rng, seconds, n_segments):
+    """What is too short to add anything is left out, as in preprocessing."""
+    path, = write_seconds(tmp_path, rng, seconds)
+    record = predictor_of(tiny_model.best).predict_single(path)
+    assert (record["n_segments"], record["duration_seconds"]) == (n_segments, seconds)
+
+
 def test_a_recording_shorter_than_a_window_is_one_segment(tmp_path, tiny_model, rng):
-    path = write_audio(tmp_path / "short.wav", tiny_sound("bird_song", seconds=0.3, rng=rng))
+    path, = write_seconds(tmp_path, rng, 0.3)
     record, = records_of(predictor_of(tiny_model.best, segment_mode=True), path)
     assert (record["segment_start_ms"], record["segment_end_ms"], record["duration_seconds"]) == (0, 300, 0.3)
 
@@ -154,7 +180,7 @@ def test_a_long_segment_is_the_mean_of_its_windows(recording, tiny_model):
 def test_batches_change_nothing(tiny_dataset, tiny_model):
     paths = [tiny_dataset.audio_dir / result.source_path for result in tiny_dataset.results[::4]]
     together = predictor_of(tiny_model.best, batch_size=7, return_all_scores=True).predict_batch(paths)
-    single = predictor_of(tiny_model.best, batch_size=1, n_workers=1, return_all_scores=True)
+    single = predictor_of(tiny_model.best, batch_size=1, return_all_scores=True)
     assert [record["file_path"] for record in together] == list(map(str, paths))
     for record, path in zip(together, paths, strict=True):
         alone = single.predict_single(path)
@@ -163,12 +189,71 @@ def test_batches_change_nothing(tiny_dataset, tiny_model):
         assert (record["n_segments"], record["duration_seconds"]) == (alone["n_segments"], alone["duration_seconds"])
 
 
-def test_calibration_divides_the_logits(recording, tiny_model, tmp_path):
-    content = read_checkpoint(save_biased(tiny_model.best, tmp_path / "m.pth", winner=1, logit=8.0))
-    content["calibration"]["temperature"] = 4.0
-    torch.save(content, tmp_path / "m.pth")
-    record = predictor_of(tmp_path / "m.pth").predict_single(recording)
-    assert record["top_confidence"] == pytest.approx(softmax_of_one(2.0), abs=PRINTED)
+def test_a_broken_end_is_told_beside_what_came_before(tmp_path, tiny_model, rng):
+    record = predictor_of(tiny_model.best).predict_single(broken_flac(tmp_path / "broken.flac", rng))
+    assert "broken.flac breaks off after" in record["damage"]
+    assert record["n_segments"] == int(record["duration_seconds"]) + 1 > 20
+    assert record["predicted_class"] in (*TINY_CLASSES, "unknown_species")
+
+
+# ways to ask
+
+@pytest.mark.parametrize(("rate", "channels"), [(TINY_RATE, 1), (TINY_RATE, 2), (11025, 1), (44100, 2)])
+def test_samples_get_the_answer_of_the_same_samples_in_a_file(tmp_path, tiny_model, rng, rate, channels):
+    samples = rng.uniform(-0.5, 0.5, (round(2.6 * rate), channels)).astype(np.float32)
+    soundfile.write(tmp_path / "clip.wav", samples, rate, subtype="FLOAT")
+    predictor = predictor_of(tiny_model.best, return_all_scores=True)
+    of_file = predictor.predict_single(tmp_path / "clip.wav")
+    given = samples if channels > 1 else samples[:, 0]
+    of_samples = predictor.predict_samples(given, sample_rate=rate, name="heard just now")
+    assert of_samples["file_path"] == "heard just now"
+    assert without(of_samples, "file_path") == without(of_file, "file_path")
+
+
+def test_samples_may_be_of_any_floating_type(tiny_model, rng):
+    samples = tiny_sound("bird_song", seconds=1.5, rng=rng)
+    predictor = predictor_of(tiny_model.best)
+    answers = [predictor.predict_samples(samples.astype(kind), sample_rate=TINY_RATE) for kind in ("f4", "f8")]
+    assert without(answers[0]) == without(answers[1])
+
+
+@pytest.mark.parametrize("samples", [np.ones(8000, dtype=np.int16), np.ones((2, 3, 4)), np.float32(1)])
+def test_samples_of_another_form_are_refused(tiny_model, samples):
+    with pytest.raises(ConfigError, match=r"samples must be floating point \(n_samples,\) or .*divide integers"):
+        predictor_of(tiny_model.best).predict_samples(samples, sample_rate=TINY_RATE)
+
+
+@pytest.mark.parametrize(("samples", "reason"), [
+    (np.zeros(8000), "^samples never exceeds one 16-bit step"), (np.full(8000, np.nan), "not numbers"),
+    (np.ones(100), "samples lasts"), (np.zeros(0), "no samples"), (np.zeros((0, 2)), "no samples"),
+])
+def test_samples_that_hold_nothing_raise(tiny_model, samples, reason):
+    with pytest.raises(AudioError, match=reason):
+        predictor_of(tiny_model.best).predict_samples(samples, sample_rate=TINY_RATE)
+
+
+def test_segments_of_one_file_are_those_of_segment_mode(recording, tiny_model):
+    asked = predictor_of(tiny_model.best, return_all_scores=True).predict_segments(recording)
+    of_mode = records_of(predictor_of(tiny_model.best, return_all_scores=True, segment_mode=True), recording)
+    assert len(asked) == 3
+    assert list(map(without, asked)) == list(map(without, of_mode))
+
+
+def test_one_record_cannot_be_asked_for_where_there_are_several(recording, tiny_model):
+    predictor = predictor_of(tiny_model.best, segment_mode=True)
+    for ask in (lambda: predictor.predict_single(recording), lambda: predictor.predict_batch([recording]),
+                lambda: predictor.predict_samples(np.ones(8000), sample_rate=TINY_RATE)):
+        with pytest.raises(ConfigError, match="use predict_segments, or settings without segment_mode"):
+            ask()
+
+
+def test_threads_may_share_a_predictor(tiny_dataset, tiny_model):
+    predictor = predictor_of(tiny_model.best, return_all_scores=True)
+    paths = [tiny_dataset.audio_dir / result.source_path for result in tiny_dataset.results] * 2
+    alone = [without(predictor.predict_single(path)) for path in paths]
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(predictor.predict_single, paths))
+    assert list(map(without, together)) == alone
 
 
 # thresholds
@@ -226,37 +311,42 @@ def bad_files(folder, rng):
     return {"corrupt": "corrupt", "empty": "empty", "silent": "silent", "short": "too_short", "nan": "corrupt"}
 
 
-def test_bad_files_are_errors_beside_the_results(tmp_path, rng, tiny_model):
+@on_every_executor
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_bad_files_are_errors_beside_the_results(tmp_path, rng, tiny_model, where, batch_size):
     statuses = bad_files(tmp_path, rng)
     paths = [tmp_path / f"{name}.wav" for name in statuses]
     for number in range(len(paths)):
         paths.insert(2 * number + 1, write_audio(tmp_path / f"good{number}.wav",
                                                  tiny_sound("bird_song", seconds=1.5, rng=rng)))
-    answers = predictor_of(tiny_model.best, batch_size=3).predict_batch(paths)
+    predictor = predictor_of(tiny_model.best, batch_size=batch_size, executor=EXECUTORS[where])
+    answers = predictor.predict_batch(paths)
     assert [answer["file_path"] for answer in answers] == list(map(str, paths))
     assert [answer["status"] for answer in answers[::2]] == list(statuses.values())
     for answer, path in zip(answers[::2], paths[::2], strict=True):
         assert set(answer) == {"file_path", "status", "error"} and path.name in answer["error"]
-    assert all(set(answer) == FILE_KEYS for answer in answers[1::2])
+    assert all(set(answer) == FILE_KEYS and answer["n_segments"] == 2 for answer in answers[1::2])
 
 
 @pytest.mark.parametrize("name, reason", [("corrupt", "corrupt.wav"), ("empty", "0 bytes"), ("silent", "silence"),
                                           ("short", r"at least 0\.05 s"), ("missing", "cannot be opened")])
 def test_a_single_bad_file_raises(tmp_path, rng, tiny_model, name, reason):
     bad_files(tmp_path, rng)
-    with pytest.raises(AudioError, match=reason):
-        predictor_of(tiny_model.best).predict_single(tmp_path / f"{name}.wav")
-
-
-def test_a_bug_is_no_bad_file(recording, tiny_model, monkeypatch):
     predictor = predictor_of(tiny_model.best)
+    for ask in (predictor.predict_single, predictor.predict_segments):
+        with pytest.raises(AudioError, match=reason):
+            ask(tmp_path / f"{name}.wav")
 
-    def fail(samples):
-        raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(predictor._frontend, "log_mel", fail)
-    with pytest.raises(ZeroDivisionError, match="a bug"):
-        predictor.predict_batch([recording])
+@on_every_executor
+def test_a_bug_is_no_bad_file(recording, tiny_model, monkeypatch, where):
+    monkeypatch.setattr(inference, "read_recording", divide_by_nothing)
+    with pytest.raises(ZeroDivisionError, match="division"):
+        predictor_of(tiny_model.best, executor=EXECUTORS[where]).predict_batch([recording])
+
+
+def divide_by_nothing(plan, recording):
+    yield 1 // 0
 
 
 # settings and models that do not fit
@@ -273,47 +363,129 @@ def test_a_missing_model_is_named(tmp_path):
         EfficientNetPredictor(tmp_path / "gone.pth")
 
 
-# memory and network
+# when a file is done
 
-def test_a_long_recording_is_not_read_ahead_without_bound(tmp_path, tiny_model, monkeypatch, rng):
-    """The reader must wait for the network: at no time may it be more than the queue and a batch ahead."""
-    path = write_audio(tmp_path / "long.wav", np.tile(tiny_sound("bird_song", seconds=1, rng=rng), 200))
-    predictor = predictor_of(tiny_model.best, batch_size=2)
-    read, consumed, ahead, usual = [], [], [], predictor._windows
+@pytest.mark.parametrize(("batch_size", "most_parts"), [
+    (2, 4),  # the batch is full with the first recording: its two windows, what became of it, its end
+    (3, 5),  # the first window of the second recording fills it
+])
+def test_a_file_is_yielded_as_soon_as_its_last_window_is_scored(tmp_path, rng, tiny_model, batch_size, most_parts):
+    paths = write_seconds(tmp_path, rng, 2, 60)
+    predictor = silent_predictor(tiny_model.best, batch_size=batch_size, executor=Sparing(most_parts))
+    first = next(predictor.predict_files(paths))
+    assert (first.file_path, first.records[0]["n_segments"]) == (str(paths[0]), 2)
 
-    def counted(progress):
-        for window in usual(progress):
-            read.append(1)
-            yield window
 
-    def probabilities(log_mels):
-        consumed.extend([1] * len(log_mels))
-        ahead.append(len(read) - len(consumed))
-        return np.full((len(log_mels), 4), 0.25)
+def test_a_bad_file_that_nothing_waits_before_is_yielded_at_once(tmp_path, rng, tiny_model):
+    _, long = write_seconds(tmp_path, rng, 1, 60)
+    predicted = silent_predictor(tiny_model.best, executor=Sparing(2)).predict_files([tmp_path / "gone.wav", long])
+    assert next(predicted).outcome.status == "corrupt"
 
-    monkeypatch.setattr(predictor, "_windows", counted)
-    monkeypatch.setattr(predictor, "probabilities", probabilities)
-    monkeypatch.setattr(inference, "_QUEUED_WINDOWS", 5)
+
+def test_files_keep_their_order_whatever_fills_the_batches(tmp_path, rng, tiny_model):
+    paths = write_seconds(tmp_path, rng, 1, 5, 0.02, 2, 0.5, 1)
+    for batch_size in range(1, 8):
+        predicted = list(silent_predictor(tiny_model.best, batch_size=batch_size).predict_files(paths))
+        assert [p.file_path for p in predicted] == list(map(str, paths))
+        assert [p.records[0]["n_segments"] if p.records else p.outcome.status for p in predicted] == [
+            1, 5, "too_short", 2, 1, 1]
+
+
+@on_every_executor
+def test_the_time_of_work_has_no_waiting_in_it(tmp_path, rng, tiny_model, where):
+    """Neither while the consumer is busy, nor while a worker has no room for what it has read."""
+    paths = write_seconds(tmp_path, rng, 1, 300, 1)
+
+    def time_told(pause):
+        told = 0.0
+        for predicted in silent_predictor(tiny_model.best, executor=EXECUTORS[where]).predict_files(paths):
+            told += predicted.records[0]["processing_time"]
+            time.sleep(pause)
+        return told
+
+    work = max(time_told(0.0) for _ in range(2))
+    assert time_told(WAITING * work / len(paths)) < GENEROUS * work
+
+
+# memory, processes and network
+
+def test_no_more_than_a_batch_is_read_ahead_in_this_process(tmp_path, rng, tiny_model, monkeypatch):
+    path, = write_seconds(tmp_path, rng, 200)
+    predictor = silent_predictor(tiny_model.best, batch_size=2)
+    read, ahead, usual = [], [], predictor.backend.run
+
+    def counted(plan, recording):
+        for part in read_recording(plan, recording):
+            read.extend([part] if isinstance(part, WindowRead) else [])
+            yield part
+
+    def scored(log_mels):
+        ahead.append(len(read))
+        read.clear()
+        return usual(log_mels)
+
+    monkeypatch.setattr(inference, "read_recording", counted)
+    monkeypatch.setattr(predictor.backend, "run", scored)
     assert predictor.predict_single(path)["n_segments"] == 200
-    assert len(read) == len(consumed) == 200
-    # the queue, one window in the reader's hand, and a batch's worth on the way
-    assert max(ahead) <= 5 + 1 + 2
+    assert ahead == [2] * 100
 
 
-def test_a_list_of_files_is_taken_as_it_is_needed(tmp_path, rng, tiny_model):
-    path = write_audio(tmp_path / "a.wav", tiny_sound("bird_song", seconds=1, rng=rng))
+@on_every_executor
+def test_a_list_of_files_is_taken_as_it_is_needed(tmp_path, rng, tiny_model, where):
+    path, = write_seconds(tmp_path, rng, 1)
     taken = []
 
     def endless():
-        while True:
-            taken.append(path)
+        for number in itertools.count():
+            taken.append(number)
             yield path
 
-    outcomes = predictor_of(tiny_model.best, batch_size=2, n_workers=2).predict_files(endless())
+    predicted = predictor_of(tiny_model.best, batch_size=2, executor=EXECUTORS[where]).predict_files(endless())
     for _ in range(3):
-        assert next(outcomes).error is None
-    outcomes.close()
-    assert len(taken) < 3 + 2 + 4  # finished, being read, and waiting for their batch
+        assert next(predicted).outcome.status == "ok"
+    predicted.close()
+    assert len(taken) <= MOST_TAKEN[where]
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("method", [method for method in ("fork", "spawn")
+                                    if method in multiprocessing.get_all_start_methods()])
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_workers_change_nothing(tiny_dataset, tiny_model, method, n_workers):
+    paths = [tiny_dataset.audio_dir / result.source_path for result in tiny_dataset.results[::3]]
+    here = predictor_of(tiny_model.best, return_all_scores=True).predict_batch(paths)
+    usual = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        there = predictor_of(tiny_model.best, executor=LocalProcesses(n_workers),
+                             return_all_scores=True).predict_batch(paths)
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
+    assert list(map(without, here)) == list(map(without, there))
+
+
+ENDS_EARLY = """
+import multiprocessing, sys
+sys.path.insert(0, {project!r})
+from pathlib import Path
+from utils.prediction.predictor import EfficientNetPredictor
+from utils.running.parallel import LocalProcesses, ThisProcess
+predictor = EfficientNetPredictor(sys.argv[1], device="cpu", executor={executor})
+predicted = predictor.predict_files(map(Path, sys.argv[2:]))
+print(next(predicted).outcome.status, *(child.pid for child in multiprocessing.active_children()))
+"""
+
+
+@pytest.mark.parametrize(("executor", "n_children"), [("ThisProcess()", 0), ("LocalProcesses(2)", 2)])
+def test_a_script_that_takes_one_answer_ends_and_leaves_nobody_behind(tmp_path, rng, tiny_model, executor, n_children):
+    paths = write_seconds(tmp_path, rng, 1, 300, 300)  # the others are being read when it ends
+    done = subprocess.run([sys.executable, "-c", ENDS_EARLY.format(project=str(PROJECT), executor=executor),
+                           tiny_model.best, *paths], capture_output=True, text=True, timeout=LONGEST_SECONDS)
+    assert (done.returncode, done.stderr) == (0, "")
+    status, *children = done.stdout.split()
+    assert status == "ok" and len(children) == n_children
+    # without /proc the end of the run tells it: it waits for whoever holds its output open
+    assert [child for child in children if Path("/proc", child).exists()] == []
 
 
 def test_prediction_opens_no_connection(recording, tiny_model, monkeypatch):

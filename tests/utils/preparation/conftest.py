@@ -60,7 +60,8 @@ def source_of(path, *regions):
 
 
 def all_rows(output_dir):
-    return pd.concat([pd.read_csv(output_dir / f"{side}.csv") for side in SPLITS], ignore_index=True)
+    tables = [pd.read_csv(output_dir / f"{side}.csv") for side in SPLITS]
+    return pd.concat([table for table in tables if len(table)], ignore_index=True)
 
 
 def files_table(output_dir):

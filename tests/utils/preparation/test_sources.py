@@ -5,6 +5,7 @@ import pytest
 import soundfile as sf
 
 from models.errors import AudioError, ConfigError, ManifestError
+from tests.utils.preparation.conftest import ODD_NAME, ODD_TEXT, any_bytes_are_names
 from utils.storage.names import clip_id
 from utils.preparation.sources import (Region, Source, TableColumns, apply_label_map, read_label_map,
                                        sources_from_folders, sources_from_table)
@@ -68,6 +69,16 @@ def test_folders_have_no_column_to_group_by(tmp_path):
     make_audio(tmp_path, "owl/a.wav")
     with pytest.raises(ConfigError, match="--group_by column needs --labels_csv"):
         sources_from_folders(tmp_path, group_by="column")
+
+
+@any_bytes_are_names
+def test_class_folders_may_hold_names_that_are_no_text(tmp_path):
+    make_audio(tmp_path, "owl/x.wav")
+    (tmp_path / "owl" / "x.wav").rename(tmp_path / "owl" / ODD_NAME)
+    source, = sources_from_folders(tmp_path, group_by="recording")
+    assert source.source_path == f"owl/{ODD_TEXT}"
+    assert source.audio_path(tmp_path).exists()
+    assert "\udce9" not in source.file_stem + source.recording_id
 
 
 # tables
@@ -139,6 +150,31 @@ def test_a_column_that_is_not_there_is_explained(tmp_path, columns, group_by, te
         table(tmp_path, text, columns=columns, group_by=group_by)
 
 
+@pytest.mark.parametrize(("text", "message"), [
+    ("path,label,fold\na.wav,owl,train\nb.wav,owl, \n", r"line 3: the fold of b\.wav is empty: give every row"),
+    ("path,label,start,end,fold\na.wav,owl,0,1,val\na.wav,owl,1,2,\n", r"line 3: the fold of a\.wav is empty"),
+    ("path,label,start,end,fold\na.wav,owl,0,1,val\nb.wav,owl,0,1,val\na.wav,owl,1,2,train\n",
+     r"line 4: a\.wav stands in two folds \(val and train\): give all its rows one fold"),
+])
+def test_a_recording_has_one_fold(tmp_path, text, message):
+    with pytest.raises(ManifestError, match=message):
+        table(tmp_path, text, columns=TableColumns(fold="fold"))
+
+
+def test_without_a_fold_column_there_are_no_folds(tmp_path):
+    assert [s.fold for s in table(tmp_path, "path,label,fold\na.wav,owl,1\nb.wav,owl,\n")] == ["", ""]
+
+
+@any_bytes_are_names
+@pytest.mark.parametrize("entry", [ODD_TEXT, "deep/" + ODD_TEXT])
+def test_a_table_finds_a_file_whose_name_is_no_text(tmp_path, entry):
+    make_audio(tmp_path / "audio", "plain.wav", "deep/x.wav")
+    (tmp_path / "audio" / "deep" / "x.wav").rename(tmp_path / "audio" / "deep" / ODD_NAME)
+    source, = table(tmp_path, f"path,label\n{entry},owl\n")
+    assert source.source_path == f"deep/{ODD_TEXT}"
+    assert source.audio_path(tmp_path / "audio").exists()
+
+
 def test_empty_times_mean_the_whole_recording(tmp_path):
     sources = table(tmp_path, "path,label,start,end\na.wav,owl,,\nb.wav,fox,2.5,\n")
     assert sources[0].regions == (Region("owl", 0.0, None),)
@@ -148,12 +184,12 @@ def test_empty_times_mean_the_whole_recording(tmp_path):
 # label maps
 
 def test_labels_are_renamed_and_unmapped_ones_told(tmp_path):
-    sources = [Source("a.wav", "a", (Region("Tyto alba", 1.0, 2.0), Region("rain", 3.0, 4.0)), fold="2"),
-               Source("b.wav", "b", (Region("rain"),))]
+    sources = [Source("a.wav", "a", (Region("Tyto alba", 1.0, 2.0), Region("rain", 3.0, 4.0)), "2", "a-1"),
+               Source("b.wav", "b", (Region("rain"),), "2", "b-2")]
     with pytest.raises(ManifestError, match=r"no class for 1 labels: rain \(2\); add them or pass --drop_unmapped"):
         apply_label_map(sources, {"Tyto alba": "owl"}, drop_unmapped=False)
     dropped = apply_label_map(sources, {"Tyto alba": "owl"}, drop_unmapped=True)
-    assert dropped == [Source("a.wav", "a", (Region("owl", 1.0, 2.0),), fold="2")]
+    assert dropped == [Source("a.wav", "a", (Region("owl", 1.0, 2.0),), "2", "a-1")]
     whole = apply_label_map(sources, {"Tyto alba": "owl", "rain": "noise"}, drop_unmapped=False)
     assert [[r.class_name for r in source.regions] for source in whole] == [["owl", "noise"], ["noise"]]
 

@@ -1,5 +1,9 @@
+import json
+import tracemalloc
+
 import pytest
 
+from models.errors import ConfigError
 from utils.storage.journal import Journal, settings_key
 
 KEY = settings_key("settings", 1)
@@ -68,34 +72,121 @@ def test_lines_that_are_no_entries_are_passed_over(path, line):
     assert find(path, "b") is not None
 
 
-def test_a_fresh_journal_forgets(path):
+def test_what_a_stranger_wrote_is_passed_over(path):
     written(path, "a")
-    with Journal(path, fresh=True) as journal:
-        assert journal.find("recording", "a", KEY) is None
-    assert find(path, "a") is None
+    with open(path, "ab") as stream:
+        for line in (b'{"result": {}}', b'{"kind": [], "name": {}, "key": 1, "result": {}}', b'{"a": ' * 100_000,
+                     b'{"kind": "recording", "name": "a", "key": ' + b"7" * 5000 + b"}", b"\xff\xfe\x00", b""):
+            stream.write(line + b"\n")
+    written(path, "b")
+    assert find(path, "a") is not None
+    assert find(path, "b") is not None
+    assert names(path) == ["a", "b"]
+
+
+# the format
+
+def test_the_first_line_tells_the_format(path):
+    written(path, "a")
+    written(path, "b")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line).get("format_version") for line in lines] == [2, None, None]
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-def test_files_of_earlier_runs_that_are_no_longer_wanted_go(path, fresh):
+def test_a_later_format_is_refused(path, fresh):
+    path.parent.mkdir()
+    later = path.with_name(path.name + ".new") if fresh else path
+    later.write_text('{"journal": "NightScan", "format_version": 3}\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"{later.name} has format_version 3, this NightScan reads 1 and 2"):
+        Journal(path, fresh=fresh)
+    assert len(later.read_text(encoding="utf-8").splitlines()) == 1
+
+
+def test_a_journal_of_version_1_is_read_and_goes_on(path):
+    path.parent.mkdir()
+    line = json.dumps({"kind": "recording", "name": "a", "key": KEY, "result": {"status": "ok"}}) + "\n"
+    path.write_text(line, encoding="utf-8")
+    written(path, "b")
+    assert find(path, "a") == {"status": "ok"}
+    assert find(path, "b") is not None
+    assert path.read_text(encoding="utf-8").startswith(line)
+
+
+def test_a_large_journal_is_not_held_in_memory(path):
+    written(path)
+    with open(path, "a", encoding="utf-8") as stream:
+        for number in range(20_000):
+            stream.write(json.dumps({"kind": "recording", "name": f"{number}", "key": KEY,
+                                     "result": {"text": f"{number}" + 2000 * "x"}}) + "\n")
+    tracemalloc.start()
+    with Journal(path, fresh=False) as journal:
+        for number in (0, 777, 19_999):
+            assert journal.find("recording", f"{number}", KEY) == {"text": f"{number}" + 2000 * "x"}
+        assert sum(entry.key == KEY for entry in journal.entries()) == 20_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < path.stat().st_size / 8  # places alone: some 150 bytes an entry
+
+
+# doing everything again
+
+def names(path):
+    with Journal(path, fresh=False) as journal:
+        return [entry.name for entry in journal.entries()]
+
+
+def add(path, name, result, *, finished):
+    """Do one piece of work of a run that does everything again."""
+    with Journal(path, fresh=True) as journal:
+        journal.add("recording", name, KEY, result)
+        if finished:
+            journal.finish()
+
+
+def test_a_fresh_journal_does_everything_again(path):
     written(path, "a", "b")
-    folder = path.parent
-    for name in ("a.npy", "b.npy", "foreign.npy"):
-        (folder / name).touch()
+    with Journal(path, fresh=True) as journal:
+        assert journal.find("recording", "a", KEY) is None
+        assert [entry.name for entry in journal.entries()] == ["a", "b"]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_fresh_run_that_was_stopped_goes_on_and_forgets_nothing(path, fresh):
+    written(path, "a", "b")
+    add(path, "a", {"again": 1}, finished=False)
     with Journal(path, fresh=fresh) as journal:
-        journal.remove_stale(folder, ["a.npy"])
-    assert sorted(p.name for p in folder.glob("*.npy")) == ["a.npy", "foreign.npy"]
+        assert journal.find("recording", "a", KEY) == {"again": 1}
+        assert journal.find("recording", "b", KEY) is None  # its turn is still to come
+        assert [entry.name for entry in journal.entries()] == ["a", "b", "a"]
+        journal.add("recording", "b", KEY, {"again": 2})
+        journal.finish()
+    assert names(path) == ["a", "b"]
+    assert (find(path, "a"), find(path, "b")) == ({"again": 1}, {"again": 2})
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_nothing_outside_the_folder_and_nothing_but_spectrograms_is_removed(path):
-    written(path, "../outside", "manifest")
-    (path.parent / "manifest.csv").touch()
-    (path.parent.parent / "outside.npy").touch()
+def test_a_finished_fresh_run_replaces_what_was(path):
+    written(path, "a", "b")
+    add(path, "c", {}, finished=True)
+    assert names(path) == ["c"]
+    assert find(path, "a") is None
+
+
+def test_finishing_an_ordinary_run_keeps_it(path):
+    written(path, "a")
     with Journal(path, fresh=False) as journal:
-        journal.add("recording", "x", KEY, {"segments": [{"path": "manifest.csv"}]})
+        journal.add("recording", "b", KEY, {})
+        journal.finish()
+    assert names(path) == ["a", "b"]
+
+
+def test_a_journal_can_be_removed_with_all_that_belongs_to_it(path):
+    written(path, "a")
+    add(path, "a", {}, finished=False)
     with Journal(path, fresh=False) as journal:
-        journal.remove_stale(path.parent, [])
-    assert (path.parent / "manifest.csv").exists()
-    assert (path.parent.parent / "outside.npy").exists()
+        journal.remove()
+    assert list(path.parent.iterdir()) == []
 
 
 def test_a_key_depends_on_the_values_and_not_on_the_order_of_names():

@@ -1,31 +1,18 @@
 import json
+import os
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from models.audio_frontend import frontend_fingerprint
-from models.efficientnet_config import DEFAULT_CLASS_NAMES, FrontendConfig
+from models.efficientnet_config import FrontendConfig
 from models.errors import ConfigError, ManifestError
-from utils.storage import splits
-from models.classes import ClassList
-from utils.storage.manifest import (MANIFEST_COLUMNS, NOT_AUGMENTED, SPLITS, check_no_shared_recording, read_manifest,
-                                    write_manifest)
-from utils.storage.names import check_inside, clip_id, safe_name
-from utils.storage.splits import grouped_folds, grouped_split
-from utils.storage.tables import read_table
-
-RATIOS = (0.7, 0.15, 0.15)
-RATIO_TOLERANCE = 0.06  # of the rows: folds are sevenths and sixths, and a recording moves up to 4 % of a class at once
-N_STRUCTURES = 100
-
-
-def draw_recordings(rng, *, n_classes, n_recordings, longest=8):
-    """Draw rows of recordings: each of one class, with 1..longest segments."""
-    classes = np.concatenate([np.arange(n_classes), rng.integers(0, n_classes, size=n_recordings - n_classes)])
-    sizes = rng.integers(1, longest + 1, size=n_recordings)
-    names = np.array([f"recording{number}" for number in rng.permutation(n_recordings)])
-    return np.repeat(classes, sizes), np.repeat(names, sizes)
+from utils.storage.files import file_sha256, save_array
+from utils.storage.manifest import (MANIFEST_COLUMNS, NOT_AUGMENTED, check_no_shared_recording, read_manifest,
+                                    recording_contents, write_manifest)
+from utils.storage.names import name_to_text
 
 
 def write_rows(folder, text, name="train.csv"):
@@ -39,122 +26,6 @@ def write_dataset_info(folder, **changes):
     info = {"format_version": 1, "frontend": frontend.to_dict(), "fingerprint": frontend_fingerprint(frontend),
             "class_names": ["owl", "fox"], **changes}
     (folder / "dataset.json").write_text(json.dumps(info), encoding="utf-8")
-
-
-# splits
-
-def sides_of_groups(groups, sides):
-    return pd.Series(sides).groupby(groups).nunique()
-
-
-@pytest.mark.parametrize("seed", range(0, N_STRUCTURES, 10))
-def test_no_recording_is_on_two_sides_and_no_class_is_lost_to_train(seed, monkeypatch):
-    monkeypatch.setattr(splits, "_SPLIT_CANDIDATES", 2)  # must hold for every shuffling: fewer are faster
-    for structure in range(seed, seed + 10):
-        rng = np.random.default_rng(structure)
-        n_classes = int(rng.integers(2, 7))
-        labels, groups = draw_recordings(rng, n_classes=n_classes, n_recordings=n_classes + int(rng.integers(0, 12)))
-        sides = grouped_split(labels, groups, ratios=RATIOS, random_state=structure)
-        assert sides_of_groups(groups, sides).max() == 1, structure
-        assert set(sides) <= set(SPLITS), structure
-        assert set(labels[sides == "train"]) == set(labels), structure
-
-
-def test_recordings_of_several_classes_stay_whole_too(rng):
-    groups = np.repeat([f"recording{number}" for number in range(20)], 15)
-    labels = rng.integers(0, 4, size=len(groups))
-    sides = grouped_split(labels, groups, ratios=RATIOS, random_state=0)
-    assert sides_of_groups(groups, sides).max() == 1
-    assert set(sides) == set(SPLITS)
-
-
-@pytest.mark.parametrize("n_rare", [1, 4, 12])
-def test_a_class_of_one_recording_can_only_be_learnt_and_costs_the_others_nothing(n_rare):
-    labels = np.concatenate([np.zeros(40, dtype=int), 1 + np.arange(n_rare)])
-    groups = np.array([f"recording{number}" for number in range(40 + n_rare)])
-    sides = grouped_split(labels, groups, ratios=RATIOS, random_state=0)
-    assert set(sides[40:]) == {"train"}
-    shares = [np.mean(sides[:40] == side) for side in SPLITS]
-    np.testing.assert_allclose(shares, RATIOS, atol=RATIO_TOLERANCE)
-
-
-def test_classes_of_one_recording_alone_are_all_learnt():
-    sides = grouped_split(np.repeat([0, 1, 2], 5), np.repeat(["a", "b", "c"], 5), ratios=RATIOS, random_state=0)
-    assert set(sides) == {"train"}
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_the_ratios_are_kept_in_every_class(seed):
-    labels, groups = draw_recordings(np.random.default_rng(seed), n_classes=3, n_recordings=120, longest=3)
-    sides = grouped_split(labels, groups, ratios=RATIOS, random_state=seed)
-    for label in range(3):
-        shares = [np.mean(sides[labels == label] == side) for side in SPLITS]
-        np.testing.assert_allclose(shares, RATIOS, atol=RATIO_TOLERANCE)
-
-
-def test_a_side_without_a_share_stays_empty(rng):
-    labels, groups = draw_recordings(rng, n_classes=3, n_recordings=60)
-    assert set(grouped_split(labels, groups, ratios=(0.8, 0.2, 0.0), random_state=0)) == {"train", "val"}
-    assert set(grouped_split(labels, groups, ratios=(1.0, 0.0, 0.0), random_state=0)) == {"train"}
-
-
-def test_the_seed_decides_the_split(rng):
-    labels, groups = draw_recordings(rng, n_classes=3, n_recordings=60)
-    first, again, other = (grouped_split(labels, groups, ratios=RATIOS, random_state=seed) for seed in (1, 1, 2))
-    assert np.array_equal(first, again)
-    assert not np.array_equal(first, other)
-
-
-@pytest.mark.parametrize("n_folds", [2, 3, 5])
-@pytest.mark.parametrize("seed", range(10))
-def test_folds_are_disjoint_complete_and_grouped(seed, n_folds):
-    labels, groups = draw_recordings(np.random.default_rng(seed), n_classes=3, n_recordings=30)
-    folds = grouped_folds(labels, groups, n_folds=n_folds, random_state=seed)
-    assert len(folds) == n_folds
-    assert sorted(np.concatenate(folds)) == list(range(len(labels)))
-    fold_of = np.empty(len(labels), dtype=int)
-    for number, rows in enumerate(folds):
-        assert len(rows) > 0
-        assert list(rows) == sorted(rows)
-        fold_of[rows] = number
-    assert sides_of_groups(groups, fold_of).max() == 1
-
-
-@pytest.mark.filterwarnings("error")
-def test_folds_are_stratified_to_within_a_recording():
-    labels = np.repeat([0, 1], 50)
-    groups = np.repeat([f"recording{number}" for number in range(20)], 5)
-    for rows in grouped_folds(labels, groups, n_folds=5, random_state=0):
-        assert np.abs(np.bincount(labels[rows], minlength=2) - 10).max() <= 5
-
-
-def test_fewer_recordings_than_folds_is_an_error():
-    with pytest.raises(ManifestError, match="5 folds need at least 5 recordings, got 3: lower --k_folds"):
-        grouped_folds(np.repeat([0, 1, 0], 10), np.repeat(["a", "b", "c"], 10), n_folds=5, random_state=0)
-
-
-def test_too_few_segments_for_the_folds_is_an_error():
-    with pytest.raises(ManifestError, match="5 folds need a class with at least 5 segments"):
-        grouped_folds(np.array([0, 0, 1, 1, 2]), np.array(list("abcde")), n_folds=5, random_state=0)
-
-
-# classes
-
-def test_default_classes_stand_in_readme_order_others_alphabetically():
-    assert ClassList.from_labels(reversed(DEFAULT_CLASS_NAMES)).names == DEFAULT_CLASS_NAMES
-    assert ClassList.from_labels(["insect_sound", "bird_song", "insect_sound"]).names == ("bird_song", "insect_sound")
-    assert ClassList.from_labels(["mammal_call", "zebra", "bird_song"]).names == ("bird_song", "mammal_call", "zebra")
-
-
-def test_class_list_finds_indices_and_refuses_nonsense():
-    classes = ClassList(("owl", "fox"))
-    assert (len(classes), classes.index("fox")) == (2, 1)
-    with pytest.raises(ManifestError, match="unknown class 'wolf': the classes are owl, fox"):
-        classes.index("wolf")
-    with pytest.raises(ConfigError, match="class names must differ, got owl, owl"):
-        ClassList(("owl", "owl"))
-    with pytest.raises(ConfigError, match="must not be empty"):
-        ClassList(("owl", " "))
 
 
 # reading and writing
@@ -209,20 +80,28 @@ def test_dataset_json_decides_the_class_order(tmp_path):
     assert manifest.labels().tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("text", [
+    "path,label\na.npy,0\nb.npy,1\nc.npy,2\n", "path,label,class_name\na.npy,0,1\nb.npy,1,2\nc.npy,2,3\n",
+])
+def test_a_number_is_an_index_even_where_classes_are_called_by_numbers(tmp_path, text):
+    write_dataset_info(tmp_path, class_names=["1", "2", "3"])
+    manifest = read_manifest(write_rows(tmp_path, text))
+    assert manifest.labels().tolist() == [0, 1, 2]
+    assert manifest.rows["class_name"].tolist() == ["1", "2", "3"]
+
+
+def test_a_class_name_that_disagrees_with_its_label_is_refused(tmp_path):
+    write_dataset_info(tmp_path)
+    path = write_rows(tmp_path, "path,label,class_name\na.npy,0,owl\nb.npy,0,fox\n")
+    with pytest.raises(ManifestError, match="train.csv line 3: label 0 is 'owl', but class_name says 'fox'"):
+        read_manifest(path)
+
+
 @pytest.mark.parametrize("entry", ["../x.npy", "a/../../x.npy", "/etc/passwd", ""])
 def test_a_path_outside_the_manifests_folder_is_refused(tmp_path, entry):
     path = write_rows(tmp_path / "data", f"path,label\nok.npy,a\n{entry},b\n")
     with pytest.raises(ManifestError, match=r"train\.csv line 3: path .* is outside"):
         read_manifest(path)
-
-
-def test_a_link_that_leads_outside_is_refused(tmp_path):
-    (tmp_path / "inside").mkdir()
-    (tmp_path / "secret").mkdir()
-    (tmp_path / "inside/link").symlink_to(tmp_path / "secret")
-    with pytest.raises(ManifestError, match="'link/x.npy' is outside"):
-        check_inside(tmp_path / "inside", "link/x.npy", where="here")
-    assert check_inside(tmp_path / "inside", "a/../b.npy", where="here") == (tmp_path / "inside/b.npy").resolve()
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -265,21 +144,6 @@ def test_an_edited_dataset_json_is_refused(tmp_path, changes, error, message):
         read_manifest(write_rows(tmp_path, "path,label\na.npy,owl\n"))
 
 
-def test_tables_are_read_as_text_with_comma_or_tab(tmp_path):
-    commas = read_table(write_rows(tmp_path, "a,b\n007,NA\n", "comma.csv"))
-    tabs = read_table(write_rows(tmp_path, "a\tb\n007\tx,y\n", "tab.txt"))
-    marked = read_table(write_rows(tmp_path, "\ufeffa,b\n1,2\n", "excel.csv"))
-    assert commas.to_dict("records") == [{"a": "007", "b": "NA"}]
-    assert tabs.to_dict("records") == [{"a": "007", "b": "x,y"}]
-    assert list(marked.columns) == ["a", "b"]
-
-
-def test_a_file_that_is_no_text_is_no_table(tmp_path):
-    (tmp_path / "table.csv").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(ManifestError, match="table.csv is not a readable table"):
-        read_table(tmp_path / "table.csv")
-
-
 def test_shared_recordings_are_listed(tmp_path):
     header = "path,label,recording_id\n"
     train = read_manifest(write_rows(tmp_path, header + "a.npy,x,r2\nb.npy,y,r1\nc.npy,y,r3\n"))
@@ -289,9 +153,52 @@ def test_shared_recordings_are_listed(tmp_path):
     assert check_no_shared_recording(train, test) == []
 
 
-def test_names_are_safe_and_kept_apart():
-    assert safe_name("a b/c:ü?.wav") == "a_b_c_ü_.wav"
-    assert safe_name("../..") == safe_name("") == "unnamed"
-    assert clip_id("fox/clip.wav") != clip_id("owl/clip.wav")
-    assert clip_id("fox/clip.wav").startswith("clip-")
-    assert len(clip_id("x" * 500 + ".wav")) <= 70
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no text exist on Linux only")
+def test_a_row_names_the_file_that_was_checked(tmp_path):
+    name = os.fsdecode(b"owl\xe9.npy")
+    manifest = read_manifest(write_rows(tmp_path, f"path,label\n{name_to_text(name)},owl\n"))
+    assert manifest.spectrogram_path(0) == tmp_path / name
+
+
+# what a recording is recognised by
+
+def dataset(folder, rows, hashes):
+    """Write a data set of ``(path, recording, source, augmentation, value)`` and the hashes of its sources."""
+    lines = ["path,label,recording_id,source_path,augmentation"]
+    for path, recording, source, augmentation, value in rows:
+        save_array(folder / path, np.full((2, 3), value, dtype=np.float32))
+        lines.append(f"{path},owl,{recording},{source},{augmentation}")
+    if hashes is not None:
+        listed = [f"{source},{sha256}" for source, sha256 in hashes.items()]
+        write_rows(folder, "\n".join(["path,sha256", *listed]) + "\n", "files.csv")
+    return read_manifest(write_rows(folder, "\n".join(lines) + "\n"))
+
+
+def test_a_recording_is_recognised_by_its_audio_and_its_first_spectrogram(tmp_path):
+    rows = [("b.npy", "night", "night.wav", "none", 2.0), ("a.npy", "night", "night.wav", "none", 1.0)]
+    manifest = dataset(tmp_path, rows, {"night.wav": "ab" * 32, "broken.wav": ""})
+    first = file_sha256(tmp_path / "a.npy")[:16]
+    assert recording_contents(manifest) == {"night": frozenset({"audio:abababababababab", f"log_mel:{first}"})}
+
+
+@pytest.mark.parametrize("with_hashes", [True, False])
+def test_a_moved_and_renamed_copy_is_recognised(tmp_path, with_hashes):
+    here = dataset(tmp_path / "a", [("owl/x_0.npy", "r1", "owl/x.wav", "none", 1.0)],
+                   {"owl/x.wav": "ab" * 32} if with_hashes else None)
+    there = dataset(tmp_path / "b", [("strix/y_0.npy", "other", "strix/y.wav", "none", 1.0)],
+                    {"strix/y.wav": "ab" * 32} if with_hashes else None)
+    assert recording_contents(here)["r1"] == recording_contents(there)["other"]
+    assert len(recording_contents(here)["r1"]) == 1 + with_hashes
+
+
+def test_other_content_under_the_same_path_is_another_recording(tmp_path):
+    here = dataset(tmp_path / "a", [("x_0.npy", "r1", "x.wav", "none", 1.0)], {"x.wav": "ab" * 32})
+    there = dataset(tmp_path / "b", [("x_0.npy", "r1", "x.wav", "none", 1.5)], {"x.wav": "cd" * 32})
+    assert recording_contents(here)["r1"].isdisjoint(recording_contents(there)["r1"])
+
+
+def test_augmented_copies_tell_nothing_of_a_recording(tmp_path):
+    rows = [("b.npy", "r1", "x.wav", "none", 1.0), ("a.npy", "r1", "x.wav", "pitch_shift", 2.0)]
+    only = dataset(tmp_path / "only", rows[:1], None)
+    both = dataset(tmp_path / "both", [*rows, ("c.npy", "r2", "y.wav", "noise", 3.0)], None)
+    assert recording_contents(both) == recording_contents(only)
