@@ -26,8 +26,10 @@ logger = logging.getLogger(__name__)
 AUDIO_EXTENSIONS = frozenset(FORMATS)
 SHORTEST_RECORDING_SECONDS = 0.05
 _SILENT_PEAK = 2.0 ** -15  # one step of 16-bit audio: a recording that never exceeds it is silent
-_BLOCK_VALUES = 1 << 18  # 12 s at 22.05 kHz: small enough for memory, large enough that Python is not felt
+# 1.5 s at 22.05 kHz: as much as may be lost before a break, large enough that Python is not felt
+_BLOCK_VALUES = 1 << 15
 _LOWEST_RATE, _HIGHEST_RATE = 100, 20_000_000  # Hz: whales and bats lie between, damaged headers do not
+_LARGEST_SAMPLE = 1e12  # integers of 32 bits pass that were stored as floats; their power still is a float32
 WHOLE = ((0, None),)
 
 
@@ -178,8 +180,9 @@ class RecordingReader:
             resampler = soxr.ResampleStream(self.native_sample_rate, self.sample_rate, 1, dtype="float32")
         for block in self._native_blocks():
             mono = block.mean(axis=1)
-            if not np.isfinite(mono).all():
-                raise AudioError(f"{self.path} holds samples that are not numbers (NaN or infinity)", status="corrupt")
+            if not np.abs(mono).max() < _LARGEST_SAMPLE:  # what NaN is not either
+                raise AudioError(f"{self.path} holds samples that are not numbers (NaN, infinity or beyond"
+                                 f" {_LARGEST_SAMPLE:g}): copy it from the recorder again", status="corrupt")
             yield mono if resampler is None else resampler.resample_chunk(mono)
         if self._frames_read == 0:
             raise AudioError(f"{self.path} holds a header but no samples: copy it from the recorder again, or leave"

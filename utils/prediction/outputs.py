@@ -23,6 +23,11 @@ def output_path(output: Path, kind: str) -> Path:
     return output.with_suffix(f".{kind}") if known else output.with_name(f"{output.name}.{kind}")
 
 
+def results_name(output: Path) -> str:
+    """Return what the names of all files of these results begin with, before their extension."""
+    return output_path(output, "json").stem
+
+
 def journal_path(output: Path) -> Path:
     """Return where finished files are kept while a run is under way."""
     return output_path(output, "partial.jsonl")

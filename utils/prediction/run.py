@@ -11,7 +11,7 @@ from pathlib import Path
 
 from models.errors import AudioError, ConfigError
 from utils.audio.recordings import AUDIO_EXTENSIONS, find_recordings
-from utils.prediction.outputs import journal_path, write_results
+from utils.prediction.outputs import journal_path, results_name, write_results
 from utils.prediction.predictor import EfficientNetPredictor
 from utils.prediction.records import PredictedRecording
 from utils.running.progress import progress
@@ -88,8 +88,8 @@ def predict_to_files(predictor: EfficientNetPredictor, paths: Sequence[Path], *,
     ConfigError
         If another run writes the same output.
     """
-    path = journal_path(output)
-    with locked(path.parent, output=path.name), Journal(path, fresh=overwrite) as journal:
+    with (locked(output.parent, output=results_name(output)),
+          Journal(journal_path(output), fresh=overwrite) as journal):
         results = _results(predictor, paths, _resumed(predictor, paths, journal, config_path))
         written = write_results(results, output, formats)
         journal.remove()

@@ -100,7 +100,7 @@ def test_a_rate_that_cannot_be_is_refused_before_anything_is_read(tmp_path, nati
     path = with_header(tmp_path / "clip.wav", "<I", 24, native_rate)
     tracemalloc.start()
     with pytest.raises(AudioError, match=rf"clip\.wav says it has {native_rate} samples a second.*damaged") as caught:
-        load_audio(path, sample_rate=RATE)
+        RecordingReader(path, sample_rate=RATE)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert caught.value.status == "corrupt"
@@ -227,7 +227,7 @@ def broken(path, kind):
         path.write_text("this is a letter, not a recording\n" * 40)
     elif kind == "noise":
         path.write_bytes(np.random.default_rng(0).bytes(5000))
-    elif kind in ("nan", "inf"):
+    elif kind in ("nan", "inf", "1e25"):
         samples = tone(440)
         samples[500] = float(kind)
         write(path, samples)
@@ -243,6 +243,7 @@ def broken(path, kind):
 BAD_FILES = [("clip.wav", "zero bytes", "empty", "has 0 bytes"), ("clip.mp3", "zero bytes", "empty", "has 0 bytes"),
              ("clip.wav", "header only", "empty", "holds a header but no samples"),
              ("clip.wav", "nan", "corrupt", "not numbers"), ("clip.wav", "inf", "corrupt", "not numbers"),
+             ("clip.wav", "1e25", "corrupt", "beyond 1e.12"),
              ("clip.flac", "truncated", "corrupt", "cannot be decoded further"),
              ("clip.wav", "missing", "corrupt", "cannot be opened: No such file"),
              ("clip.wav", "folder", "unsupported", "is no file: leave it out"),

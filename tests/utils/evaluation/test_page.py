@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.calibration import Calibration
-from models.classes import ClassList
+from models.classes import ClassList, DecisionRules
 from models.description import ModelDescription
 from models.efficientnet_config import EfficientNetConfig, FrontendConfig
 from tests.utils.test_reports import CLASS_NAMES, predict
@@ -20,6 +20,7 @@ from utils.metrics import ScoredSegments, evaluate_segments
 BOOTSTRAP = Bootstrap(recording_ids=np.arange(60) // 3, n_bootstrap=50, confidence=0.9, seed=0)
 DESCRIPTION = ModelDescription(path="model.pth", sha256="0", model_name="efficientnet-b1", config=EfficientNetConfig(),
                                frontend=FrontendConfig(), classes=ClassList(CLASS_NAMES), calibration=Calibration(),
+                               rules=DecisionRules({}, "unknown_species"),
                                n_parameters=6_513_184)
 LATENCY = Latency(median_ms=41.2, p95_ms=57.8, clips_per_second=24.3, batch_size=16, n_runs=5, device="torch-cpu",
                   torch_threads=2)

@@ -75,7 +75,9 @@ def test_lines_that_are_no_entries_are_passed_over(path, line):
 def test_what_a_stranger_wrote_is_passed_over(path):
     written(path, "a")
     with open(path, "ab") as stream:
-        for line in (b'{"result": {}}', b'{"kind": [], "name": {}, "key": 1, "result": {}}', b'{"a": ' * 100_000,
+        for line in (b'{"result": {}}', b'{"kind": [], "name": "c", "key": "k", "result": {}}',
+                     b'{"kind": "recording", "name": {}, "key": "k", "result": {}}',
+                     b'{"kind": "recording", "name": "c", "key": 1, "result": {}}', b'{"a": ' * 100_000,
                      b'{"kind": "recording", "name": "a", "key": ' + b"7" * 5000 + b"}", b"\xff\xfe\x00", b""):
             stream.write(line + b"\n")
     written(path, "b")
