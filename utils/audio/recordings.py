@@ -275,12 +275,24 @@ class _ArrayStream:
         pass
 
 
+class _ForwardSoundFile(sf.SoundFile):
+    """A sound file that is only read on.
+
+    soundfile seeks to where it is after every read. A decoder of MP3 then begins anew, without what the frames before had
+    saved for it, so that every block would begin with a click.
+    """
+
+    def seekable(self) -> bool:
+        """Whether to seek; never."""
+        return False
+
+
 class _LibsndfileStream:
     """A file that libsndfile reads."""
 
     def __init__(self, path: Path) -> None:
         # bytes: soundfile encodes a name strictly, and not every name on Linux is UTF-8
-        self._sound = sf.SoundFile(os.fspath(path) if os.name == "nt" else os.fsencode(path))
+        self._sound = _ForwardSoundFile(os.fspath(path) if os.name == "nt" else os.fsencode(path))
         self.sample_rate, self.channels = self._sound.samplerate, self._sound.channels
 
     def blocks(self, n_frames: int) -> Iterator[np.ndarray]:

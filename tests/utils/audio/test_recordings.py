@@ -17,7 +17,7 @@ EXACT = 1e-6  # of full scale: float32 arithmetic
 HALF_STEP_16, HALF_STEP_24 = 1 / 32768, 1 / (1 << 23)  # of full scale: one step, as rounding may go either way
 LOSSY = 0.05  # of full scale: what Vorbis and MP3 lose of a soft tone at their usual quality
 RESAMPLED = 2e-3  # of full scale: pass-band ripple and stop-band leakage of soxr's HQ filter, far from the ends
-HELD_BACK = 2  # blocks that a resampler may hold back and give with the next
+MOST_AT_ONCE = 1 << 18  # samples: 1 MB; soxr gives nothing for a while and then what it held back
 FEW_BYTES = 1 << 20  # what an error costs, and far less than a second at one of these rates
 STATUSES = {"empty", "silent", "too_short", "corrupt", "unsupported", "timeout"}
 FORMATS = [("wav", "WAV", "PCM_16", HALF_STEP_16), ("wav", "WAV", "PCM_24", HALF_STEP_24),
@@ -111,7 +111,7 @@ def test_blocks_of_a_low_rate_are_sized_by_what_becomes_of_them(tmp_path):
     path = write(tmp_path / "whale.wav", tone(10, sample_rate=100, seconds=300), sample_rate=100)
     with RecordingReader(path, sample_rate=RATE) as reader:
         sizes = [len(block) for block in reader.blocks()]
-    assert max(sizes) <= HELD_BACK * audio_io._BLOCK_VALUES
+    assert max(sizes) <= MOST_AT_ONCE
     assert sum(sizes) == 300 * RATE
 
 
@@ -342,3 +342,13 @@ def test_every_real_file_reads_or_tells_why(real_data):
     assert unreadable["broken-or-unreadable__Empty.wav"] == "empty"
     assert unreadable["broken-or-unreadable__KassSpect.WAV"] == "corrupt"
     assert all(name.startswith("broken-or-unreadable") for name in unreadable)
+
+
+@pytest.mark.parametrize("block_values", [1152, 5000, 1 << 15])
+def test_an_mp3_has_no_click_where_a_block_begins(tmp_path, monkeypatch, rng, block_values):
+    """Seeking between blocks makes the decoder begin anew, without what earlier frames had saved."""
+    path = write(tmp_path / "clip.mp3", rng.uniform(-0.3, 0.3, 3 * RATE).astype(np.float32), format="MP3",
+                 subtype="MPEG_LAYER_III")
+    whole, _ = sf.read(path, dtype="float32")
+    monkeypatch.setattr(audio_io, "_BLOCK_VALUES", block_values)
+    np.testing.assert_array_equal(load_audio(path, sample_rate=RATE), whole)

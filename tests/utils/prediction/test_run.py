@@ -151,8 +151,7 @@ def test_a_point_in_the_name_of_the_output_stays(folder, tiny_model, tmp_path):
 
 
 def test_an_output_that_another_run_writes_is_refused(folder, tiny_model, tmp_path):
-    path = journal_path(tmp_path / "results.json")
-    with locked(path.parent, output=path.name), pytest.raises(ConfigError, match="is being written by process"):
+    with locked(tmp_path, output="results"), pytest.raises(ConfigError, match="is being written by process"):
         predict(predictor_of(tiny_model.best), [folder / "0.wav"], tmp_path / "results.json")
 
 
