@@ -278,8 +278,8 @@ class _ArrayStream:
 class _ForwardSoundFile(sf.SoundFile):
     """A sound file that is only read on.
 
-    soundfile seeks to where it is after every read. A decoder of MP3 then begins anew, without what the frames before had
-    saved for it, so that every block would begin with a click.
+    soundfile seeks to where it is after every read. A decoder of MP3 then begins anew, without what it keeps of the
+    frames before, so that every block would begin with a click.
     """
 
     def seekable(self) -> bool:
