@@ -18,7 +18,7 @@ from utils.running.progress import progress
 from utils.storage.files import file_sha256, read_text
 from utils.storage.journal import Journal, settings_key
 from utils.storage.locks import locked
-from utils.storage.names import text_to_name
+from utils.storage.names import name_to_text, text_to_name
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def _results(predictor: EfficientNetPredictor, paths: Sequence[Path],
             errors.append(recording.error_record())
             logger.warning("%s: %s", errors[-1]["status"], errors[-1]["error"])
         elif recording.outcome.reason:
-            logger.warning("%s", recording.outcome.reason)
+            logger.warning("%s", name_to_text(recording.outcome.reason))
         records += recording.records
         audio_seconds += recording.outcome.duration_seconds or 0.0
     model = predictor.model

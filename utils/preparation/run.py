@@ -145,9 +145,9 @@ def _extract_all(settings: PreprocessSettings, sources: Sequence[Source], journa
             result = ExtractedRecording(source.source_path, Outcome(
                 result.status, result.told_of(source.audio_path(settings.input_dir))))
         if result.outcome.status != "ok":
-            logger.warning("%s: %s", result.outcome.status, result.outcome.reason)
+            logger.warning("%s: %s", result.outcome.status, name_to_text(result.outcome.reason))
         elif result.outcome.reason:
-            logger.warning("%s", result.outcome.reason)
+            logger.warning("%s", name_to_text(result.outcome.reason))
         results[source.source_path] = result
         journal.add("recording", source.source_path, keys[source.source_path], result.to_json())
     return [results[source.source_path] for source in sources]
