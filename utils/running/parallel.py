@@ -296,13 +296,13 @@ def _start(work: Work) -> _Worker:
 
 def _end(worker: _Worker) -> None:
     """End a worker and what it has started: a decoder that hangs must not outlive it."""
-    worker.channel.close()
     if worker.process.is_alive():
         worker.process.kill()
     if _HAS_GROUPS:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # no one of the group is left
             os.killpg(worker.process.pid, signal.SIGKILL)
     worker.process.join()
+    worker.channel.close()
 
 
 # The worker's side
@@ -347,7 +347,10 @@ def _serve(channel: Connection, parents_end: Connection, work: Work, parent_pid:
     _outbox = _Outbox(channel)
     _outbox.put(_Message())  # under spawn, importing has taken a while
     while True:
-        item = channel.recv()
+        try:
+            item = channel.recv()
+        except (EOFError, OSError):  # the parent gave up
+            return
         if isinstance(item, _Stop):
             return
         try:
