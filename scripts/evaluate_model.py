@@ -44,9 +44,10 @@ def run(flags: argparse.Namespace) -> int:
     if flags.audio_dir is not None:
         cli.existing_folder(flags.audio_dir, "--audio_dir")
     # late: these bring torch, which --help should not wait for
-    from utils.evaluation.run import EvaluationSettings, evaluate_models, legacy_class_names
-    from utils.prediction.predictor import EfficientNetPredictor
-    from utils.storage.manifest import read_manifest
+    with cli.quick_imports():
+        from utils.evaluation.run import EvaluationSettings, evaluate_models, legacy_class_names
+        from utils.prediction.predictor import EfficientNetPredictor
+        from utils.storage.manifest import read_manifest
 
     manifest = read_manifest(flags.test_csv)
     settings = EvaluationSettings(

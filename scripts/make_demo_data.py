@@ -25,7 +25,8 @@ def build_parser() -> cli.CommandParser:
 def run(flags: argparse.Namespace) -> int:
     """Write the data set and say how much."""
     # late: it brings SciPy and soundfile, which --help should not wait for
-    from utils.demo.recordings import write_demo_data
+    with cli.quick_imports():
+        from utils.demo.recordings import write_demo_data
 
     paths = write_demo_data(flags.output_dir, n_recordings_per_class=flags.recordings_per_class,
                             random_state=flags.random_state)

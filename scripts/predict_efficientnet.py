@@ -65,10 +65,11 @@ def run(flags: argparse.Namespace) -> int:
     if flags.output is None and flags.formats != ("json",):
         raise ConfigError(f"--formats {','.join(flags.formats)} needs --output: only JSON goes to stdout")
     # late: these bring torch, which --help should not wait for
-    from utils.prediction.predictor import EfficientNetPredictor
-    from utils.prediction.records import PredictionSettings
-    from utils.prediction.run import find_inputs, predict_to_files, predict_to_results
-    from utils.running.parallel import LocalProcesses, default_workers
+    with cli.quick_imports():
+        from utils.prediction.predictor import EfficientNetPredictor
+        from utils.prediction.records import PredictionSettings
+        from utils.prediction.run import find_inputs, predict_to_files, predict_to_results
+        from utils.running.parallel import LocalProcesses, default_workers
 
     settings = PredictionSettings(
         segment_mode=flags.segment_mode, segment_duration_ms=flags.segment_duration,

@@ -60,11 +60,12 @@ def build_parser() -> cli.CommandParser:
 def run(flags: argparse.Namespace) -> int:
     """Check the flags, preprocess, say what came of it."""
     settings_checks(flags)
-    # late: these bring NumPy, SciPy and torch, which --help should not wait for
-    from utils.running import parallel
-    from utils.preparation import sources
-    from utils.preparation.extraction import PreprocessSettings
-    from utils.preparation.run import preprocess
+    # late: these bring NumPy, SciPy and pandas, which --help should not wait for
+    with cli.quick_imports():
+        from utils.running import parallel
+        from utils.preparation import sources
+        from utils.preparation.extraction import PreprocessSettings
+        from utils.preparation.run import preprocess
 
     frontend = FrontendConfig(segment_duration_ms=flags.segment_duration,
                               **{name: getattr(flags, name) for name in _FRONTEND_FLAGS})

@@ -43,11 +43,12 @@ def run(flags: argparse.Namespace) -> int:
     """Check the flags, train or cross-validate, say how it went."""
     check_flags(flags)
     # late: these bring torch, which --help should not wait for
-    from utils.storage.config_files import read_config
-    from utils.cross_validation import cross_validate_manifests
-    from utils.training.distributed import join_processes, leave_processes
-    from utils.training.run import checkpoint_path, read_training_data, resume_config, train_model
-    from utils.running.devices import resolve_device, use_deterministic_algorithms
+    with cli.quick_imports():
+        from utils.storage.config_files import read_config
+        from utils.cross_validation import cross_validate_manifests
+        from utils.training.distributed import join_processes, leave_processes
+        from utils.training.run import checkpoint_path, read_training_data, resume_config, train_model
+        from utils.running.devices import resolve_device, use_deterministic_algorithms
 
     config = cli.config_from_flags(read_config(flags.config), vars(flags))
     processes, device = join_processes(resolve_device(flags.device))

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import gc
 import io
 import json
 import logging
@@ -164,6 +165,17 @@ def json_text(value: dict) -> str:
     """Return a JSON object for stdout; characters that its encoding lacks are escaped as JSON does."""
     as_it_is = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     return json.dumps(value, indent=2, ensure_ascii=not as_it_is, allow_nan=False)
+
+
+@contextlib.contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import without looking for garbage: there is none, and the search takes a tenth of a command's start."""
+    gc.disable()
+    try:
+        yield
+        gc.freeze()  # what was imported stays: it need not be looked through later either
+    finally:
+        gc.enable()
 
 
 def run_command(parser: CommandParser, command: Callable[[argparse.Namespace], int],

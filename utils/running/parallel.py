@@ -163,10 +163,6 @@ class _Message(NamedTuple):
     remote_traceback: str = ""
 
 
-class _Stop:
-    """Goes to a worker in the place of an item: there are no more."""
-
-
 @dataclass
 class _Worker:
     """A process, its pipe, and the items it was given and has not finished, oldest first."""
@@ -196,8 +192,8 @@ class _Run:
                 for number in self._ready():
                     yield from self._receive(number)
                 self._hand_out()
-            self._say_goodbye()
         finally:
+            # killed also where all went well: an idle worker has nothing to lose, and would take its time to leave
             for worker in self._workers:
                 _end(worker)
 
@@ -278,13 +274,6 @@ class _Run:
             self._send(number, waiting)
         return item, lost
 
-    def _say_goodbye(self) -> None:
-        for worker in self._workers:
-            with contextlib.suppress(OSError):  # it may have died since
-                worker.channel.send(_Stop())
-        for worker in self._workers:
-            worker.process.join(_GOODBYE_SECONDS)
-
 
 def _start(work: Work) -> _Worker:
     own, its = multiprocessing.Pipe()
@@ -336,7 +325,7 @@ class _Outbox:
 
 
 def _serve(channel: Connection, parents_end: Connection, work: Work, parent_pid: int) -> None:
-    """Run ``work`` on items from the pipe until told to stop; the whole life of a worker."""
+    """Run ``work`` on items from the pipe as long as there is a parent; the whole life of a worker."""
     global _outbox
     parents_end.close()  # under fork the worker holds a copy, which would keep the pipe open for ever
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
@@ -349,9 +338,7 @@ def _serve(channel: Connection, parents_end: Connection, work: Work, parent_pid:
     while True:
         try:
             item = channel.recv()
-        except (EOFError, OSError):  # the parent gave up
-            return
-        if isinstance(item, _Stop):
+        except (EOFError, OSError):  # the parent is gone
             return
         try:
             for part in work(item):
