@@ -20,7 +20,7 @@ from utils.audio.recordings import Outcome, RecordingReader, Samples
 from utils.audio.windows import Part
 from utils.networks.backends import Backend, load_backend
 from utils.prediction.reading_ahead import ReadingPlan, Recording, RecordingRead, WindowRead, read_recording
-from utils.prediction.records import (PredictedRecording, PredictionSettings, Recorder, ScoredRecording,
+from utils.prediction.records import (PredictedRecording, PredictionSettings, RecordMaker, ScoredRecording,
                                       ScoredSegment)
 from utils.running.parallel import Executor, Lost, ThisProcess
 from utils.storage.config_files import read_config
@@ -81,7 +81,7 @@ class EfficientNetPredictor:
         self._rules = (self.model.rules if config_path is None
                        else DecisionRules.of_config(read_config(config_path), self.model.classes))
         rules = DecisionRules(self.thresholds(), self._rules.reject_class)
-        self._recorder = Recorder(self.model, rules, self.settings)
+        self._records = RecordMaker(self.model, rules, self.settings)
         self._plan = self._make_plan()
 
     def predict_single(self, path: str | os.PathLike) -> dict:
@@ -135,9 +135,7 @@ class EfficientNetPredictor:
 
     def predict_segments(self, path: str | os.PathLike) -> list[dict]:
         """Return one record per segment of a file, as ``--segment_mode`` does; raises AudioError."""
-        recording = next(self._score([Path(path)]))
-        _raise_if_lost(recording)
-        return self._recorder.segment_records(recording)
+        return self._records.segment_records(self._score_one(Path(path)))
 
     def predict_batch(self, paths: Iterable[str | os.PathLike]) -> list[dict]:
         """Return one record per file, in order; for a file that cannot be used ``file_path, status, error``."""
@@ -153,8 +151,8 @@ class EfficientNetPredictor:
         for recording in self._score(paths):
             records = []
             if recording.outcome.status == "ok":
-                records = (self._recorder.segment_records(recording) if self.settings.segment_mode
-                           else [self._recorder.file_record(recording)])
+                records = (self._records.segment_records(recording) if self.settings.segment_mode
+                           else [self._records.file_record(recording)])
             yield PredictedRecording(name_to_text(recording.name), recording.outcome, records)
 
     def thresholds(self) -> dict[str, float]:
@@ -224,9 +222,13 @@ class EfficientNetPredictor:
 
     def _single(self, recording: Recording) -> dict:
         self._refuse_segments()
+        return self._records.file_record(self._score_one(recording))
+
+    def _score_one(self, recording: Recording) -> ScoredRecording:
         scored = next(self._score([recording]))
-        _raise_if_lost(scored)
-        return self._recorder.file_record(scored)
+        if scored.outcome.status != "ok":
+            raise AudioError(scored.outcome.reason, status=scored.outcome.status)
+        return scored
 
     def _refuse_segments(self) -> None:
         if self.settings.segment_mode:
@@ -280,8 +282,3 @@ class EfficientNetPredictor:
 def _all_of(recordings: deque[ScoredRecording]) -> Iterator[ScoredRecording]:
     while recordings:
         yield recordings.popleft()
-
-
-def _raise_if_lost(recording: ScoredRecording) -> None:
-    if recording.outcome.status != "ok":
-        raise AudioError(recording.outcome.reason, status=recording.outcome.status)

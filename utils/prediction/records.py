@@ -109,7 +109,7 @@ class PredictedRecording:
 
 
 @dataclass(frozen=True)
-class Recorder:
+class RecordMaker:
     """Turns scored recordings into records.
 
     Parameters

@@ -9,6 +9,7 @@ gives none for a while is hung, however long it may take in all.
 """
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -73,7 +74,8 @@ class Executor(Protocol):
         Parameters
         ----------
         work : callable
-            Takes an item, gives an iterable of parts; importable by name and picklable, as are items and parts.
+            Takes an item, gives an iterable of parts, the same each time; importable by name and picklable, as are
+            items and parts.
         items : iterable
             Taken lazily.
         in_order : bool
@@ -164,12 +166,23 @@ class _Message(NamedTuple):
 
 
 @dataclass
+class _Given:
+    """An item that a worker has: how many of its parts were received, and how it was lost, if it was."""
+
+    item: Any
+    serial: int
+    n_parts: int = 0
+    lost: Lost | None = None
+
+
+@dataclass
 class _Worker:
-    """A process, its pipe, and the items it was given and has not finished, oldest first."""
+    """A process, its pipe, what it has begun last, and the items it was given, oldest first, until they are over."""
 
     process: Any
     channel: Connection
-    items: deque = field(default_factory=deque)
+    begun: Any  # serial number, in memory that outlives the process
+    given: deque[_Given] = field(default_factory=deque)
     silent_seconds: float = 0.0
 
 
@@ -184,11 +197,12 @@ class _Run:
         self._workers: list[_Worker] = []
         self._turns: deque[int] = deque()  # in order: number of the worker of each unfinished item
         self._exhausted = False
+        self._serials = itertools.count(1)
 
     def parts(self) -> Iterator[tuple[Any, Any]]:
         try:
             self._hand_out()
-            while any(worker.items for worker in self._workers):
+            while self._turns:
                 for number in self._ready():
                     yield from self._receive(number)
                 self._hand_out()
@@ -200,10 +214,10 @@ class _Run:
     def _hand_out(self) -> None:
         """Give items to the workers that have fewest, starting workers as long as there is work for them."""
         while not self._exhausted:
-            number = min(range(len(self._workers)), key=lambda n: len(self._workers[n].items), default=None)
-            if number is None or self._workers[number].items and len(self._workers) < self._n_workers:
+            number = min(range(len(self._workers)), key=lambda n: len(self._workers[n].given), default=None)
+            if number is None or self._workers[number].given and len(self._workers) < self._n_workers:
                 number = len(self._workers)
-            elif len(self._workers[number].items) >= self._n_ahead:
+            elif len(self._workers[number].given) >= self._n_ahead:
                 return
             try:
                 item = next(self._items)
@@ -212,20 +226,22 @@ class _Run:
                 return
             if number == len(self._workers):
                 self._workers.append(_start(self._work))
-            self._workers[number].items.append(item)
+            given = _Given(item, next(self._serials))
+            self._workers[number].given.append(given)
             self._turns.append(number)
-            self._send(number, item)
+            self._send(self._workers[number], given)
 
-    def _send(self, number: int, item: Any) -> None:
-        worker = self._workers[number]
-        if len(worker.items) == 1:
+    def _send(self, worker: _Worker, given: _Given) -> None:
+        if given is worker.given[0]:
             worker.silent_seconds = 0.0
         with contextlib.suppress(OSError):  # it died; its pipe tells when it is read next
-            worker.channel.send(item)
+            worker.channel.send((given.serial, given.n_parts, given.item))
 
     def _ready(self) -> list[int]:
         """Wait for workers that have something, or are lost; those in turn only where the order counts."""
-        asked = [self._turns[0]] if self._in_order else [n for n, w in enumerate(self._workers) if w.items]
+        asked = [self._turns[0]] if self._in_order else [n for n, w in enumerate(self._workers) if w.given]
+        if lost := [number for number in asked if self._workers[number].given[0].lost]:
+            return lost
         started = time.monotonic()
         channels = wait([self._workers[number].channel for number in asked], timeout=_POLL_SECONDS)
         # a machine that was put to sleep must not look like a worker that hangs
@@ -244,43 +260,55 @@ class _Run:
 
     def _receive(self, number: int) -> Iterator[tuple[Any, Any]]:
         worker = self._workers[number]
+        first = worker.given[0]
+        if first.lost is not None:
+            yield self._finish(number, first.lost)
+            return
         if worker.silent_seconds >= self._silence_seconds:
-            yield self._replace(number, Lost(True, f"no block was read for {self._silence_seconds:g} s"))
+            self._replace(number, Lost(True, f"no block was read for {self._silence_seconds:g} s"))
             return
         try:
             message: _Message = worker.channel.recv()
         except (EOFError, OSError):
             worker.process.join(_GOODBYE_SECONDS)
-            yield self._replace(number, Lost(False, f"the process that read it died (exit code"
-                                                    f" {worker.process.exitcode})"))
+            self._replace(number, Lost(False, f"the process that read it died (exit code {worker.process.exitcode})"))
             return
         if message.error is not None:
             raise message.error from RemoteError(message.remote_traceback)
         if message.has_part:
-            yield worker.items[0], message.part
+            first.n_parts += 1
+            yield first.item, message.part
         if message.ended:
-            self._turns.remove(number)
-            yield worker.items.popleft(), Done()
+            yield self._finish(number, Done())
 
-    def _replace(self, number: int, lost: Lost) -> tuple[Any, Lost]:
-        """Put a fresh process in the place of a lost one, with the items that the lost one had not begun."""
+    def _finish(self, number: int, end: Done | Lost) -> tuple[Any, Done | Lost]:
+        self._turns.remove(number)
+        return self._workers[number].given.popleft().item, end
+
+    def _replace(self, number: int, lost: Lost) -> None:
+        """Put a fresh process in the place of a lost one; what that one had begun last is lost with it.
+
+        Items before that one were done, but parts of them that had not been sent went with the process: those are made
+        again.
+        """
         old = self._workers[number]
         _end(old)
-        item = old.items.popleft()
-        self._turns.remove(number)
-        self._workers[number] = _start(self._work)
-        self._workers[number].items = old.items
-        for waiting in old.items:
-            self._send(number, waiting)
-        return item, lost
+        culprit = next((given for given in old.given if given.serial == old.begun.value), old.given[0])
+        culprit.lost = lost
+        worker = self._workers[number] = _start(self._work)
+        worker.given = old.given
+        for given in worker.given:
+            if given.lost is None:
+                self._send(worker, given)
 
 
 def _start(work: Work) -> _Worker:
     own, its = multiprocessing.Pipe()
-    process = multiprocessing.Process(target=_serve, args=(its, own, work, os.getpid()), daemon=True)
+    begun = multiprocessing.RawValue("q", 0)
+    process = multiprocessing.Process(target=_serve, args=(its, own, begun, work, os.getpid()), daemon=True)
     process.start()
     its.close()
-    return _Worker(process, own)
+    return _Worker(process, own, begun)
 
 
 def _end(worker: _Worker) -> None:
@@ -324,7 +352,7 @@ class _Outbox:
                 os._exit(1)  # nobody listens any more
 
 
-def _serve(channel: Connection, parents_end: Connection, work: Work, parent_pid: int) -> None:
+def _serve(channel: Connection, parents_end: Connection, begun: Any, work: Work, parent_pid: int) -> None:
     """Run ``work`` on items from the pipe as long as there is a parent; the whole life of a worker."""
     global _outbox
     parents_end.close()  # under fork the worker holds a copy, which would keep the pipe open for ever
@@ -337,11 +365,13 @@ def _serve(channel: Connection, parents_end: Connection, work: Work, parent_pid:
     _outbox.put(_Message())  # under spawn, importing has taken a while
     while True:
         try:
-            item = channel.recv()
+            serial, n_received, item = channel.recv()
         except (EOFError, OSError):  # the parent is gone
             return
+        begun.value = serial
         try:
-            for part in work(item):
+            # those that were received from a worker that is gone are not sent again
+            for part in itertools.islice(work(item), n_received, None):
                 _outbox.put(_Message(part=part, has_part=True))
         except Exception as error:  # not to go on: it is raised in the parent
             _outbox.put(_Message(error=_sendable(error), remote_traceback=traceback.format_exc()))

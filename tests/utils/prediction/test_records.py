@@ -9,7 +9,7 @@ from models.description import ModelDescription
 from tests.conftest import TINY_FRONTEND, TINY_RATE, tiny_config
 from tests.utils.prediction.conftest import FILE_KEYS, ODD_NAME, ODD_TEXT, PRINTED, SEGMENT_KEYS, any_bytes_are_names
 from utils.audio.recordings import Outcome
-from utils.prediction.records import (PredictedRecording, PredictionSettings, Recorder, ScoredRecording,
+from utils.prediction.records import (PredictedRecording, PredictionSettings, RecordMaker, ScoredRecording,
                                       ScoredSegment)
 
 BEGAN = datetime(2025, 5, 3, 3, 13, tzinfo=timezone(timedelta(hours=2)))
@@ -23,7 +23,7 @@ def recorder_of(*, temperature=1.0, owl=0.7, reject_class="unknown", **settings)
         path="m.pth", sha256="0", model_name="efficientnet-b0", config=tiny_config(), frontend=TINY_FRONTEND,
         classes=ClassList(("owl", "fox")), calibration=Calibration(temperature=temperature), rules=rules,
         n_parameters=1)
-    return Recorder(model, rules, PredictionSettings(**settings))
+    return RecordMaker(model, rules, PredictionSettings(**settings))
 
 
 def scored(**changes):

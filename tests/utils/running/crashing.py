@@ -1,6 +1,7 @@
 """Work for worker processes: importable by name under every start method, quick to import."""
 
 import os
+import signal
 import time
 
 from utils.running.parallel import report_alive
@@ -69,3 +70,20 @@ class UnpicklableError(Exception):
 
 def fail_unpicklably(number):
     raise UnpicklableError("cannot be", "sent")
+
+
+def large_parts_or_crash(number):
+    if number == BAD:
+        os._exit(1)
+    for part in range(N_PARTS):
+        yield number, part, bytes(LARGE)
+
+
+def large_parts_or_stop(number):
+    if number == BAD:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    yield from large_parts_or_crash(-number)
+
+
+def exit_at_once(*arguments):
+    os._exit(1)

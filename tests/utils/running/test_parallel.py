@@ -1,11 +1,13 @@
 import multiprocessing
 import os
 import re
+import signal
 import time
 
 import pytest
 
 from tests.utils.running import crashing
+from utils.running import parallel
 from utils.running.parallel import Done, LocalProcesses, Lost, RemoteError, ThisProcess, default_workers, run_each
 
 SQUARES = {number: number * number for number in range(12)}
@@ -132,3 +134,25 @@ def test_a_slow_consumer_makes_the_worker_wait():
 
 def test_default_workers_are_cores_of_this_process():
     assert 1 <= default_workers() <= os.cpu_count()
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+@pytest.mark.parametrize("work", ["large_parts_or_crash", pytest.param("large_parts_or_stop", marks=pytest.mark.skipif(
+    not hasattr(signal, "SIGSTOP"), reason="this system cannot stop a process"))])
+def test_a_crash_does_not_cost_what_was_done_but_not_yet_sent(n_workers, work):
+    """A pipe holds less than one part, so a worker dies with the parts of earlier items still in its hands."""
+    stream = processes(n_workers).stream(getattr(crashing, work), range(12), in_order=True)
+    streamed = [next(stream)]
+    time.sleep(0.5)  # the workers go on meanwhile, up to the item that ends one of them
+    streamed += stream
+    assert [item for item, part in streamed if isinstance(part, Lost)] == [crashing.BAD]
+    assert [item for item, part in streamed if isinstance(part, (Done, Lost))] == list(range(12))
+    found = [(abs(part[0]), part[1]) for _, part in streamed if isinstance(part, tuple)]
+    assert found == [part for part in PARTS if part[0] != crashing.BAD]  # each once, also those made a second time
+    assert children() == []
+
+
+def test_a_worker_that_never_begins_costs_its_items_and_does_not_go_on_for_ever(monkeypatch):
+    monkeypatch.setattr(parallel, "_serve", crashing.exit_at_once)
+    results = dict(run_each(processes(1), crashing.square, range(3)))
+    assert all(isinstance(result, Lost) for result in results.values()) and len(results) == 3
