@@ -15,6 +15,8 @@ import os
 import pickle
 import queue
 import signal
+import socket
+import struct
 import threading
 import time
 import traceback
@@ -225,7 +227,7 @@ class _Run:
                 self._exhausted = True
                 return
             if number == len(self._workers):
-                self._workers.append(_start(self._work))
+                self._workers.append(_start(self._work, self._silence_seconds))
             given = _Given(item, next(self._serials))
             self._workers[number].given.append(given)
             self._turns.append(number)
@@ -264,11 +266,13 @@ class _Run:
         if first.lost is not None:
             yield self._finish(number, first.lost)
             return
-        if worker.silent_seconds >= self._silence_seconds:
+        try:
+            if worker.silent_seconds >= self._silence_seconds:
+                raise BlockingIOError
+            message: _Message = worker.channel.recv()
+        except BlockingIOError:  # silent between two messages, or in the middle of one
             self._replace(number, Lost(True, f"no block was read for {self._silence_seconds:g} s"))
             return
-        try:
-            message: _Message = worker.channel.recv()
         except (EOFError, OSError):
             worker.process.join(_GOODBYE_SECONDS)
             self._replace(number, Lost(False, f"the process that read it died (exit code {worker.process.exitcode})"))
@@ -295,20 +299,29 @@ class _Run:
         _end(old)
         culprit = next((given for given in old.given if given.serial == old.begun.value), old.given[0])
         culprit.lost = lost
-        worker = self._workers[number] = _start(self._work)
+        worker = self._workers[number] = _start(self._work, self._silence_seconds)
         worker.given = old.given
         for given in worker.given:
             if given.lost is None:
                 self._send(worker, given)
 
 
-def _start(work: Work) -> _Worker:
+def _start(work: Work, silence_seconds: float) -> _Worker:
     own, its = multiprocessing.Pipe()
+    if os.name == "posix":
+        _limit_waiting(own, silence_seconds)
     begun = multiprocessing.RawValue("q", 0)
     process = multiprocessing.Process(target=_serve, args=(its, own, begun, work, os.getpid()), daemon=True)
     process.start()
     its.close()
     return _Worker(process, own, begun)
+
+
+def _limit_waiting(channel: Connection, seconds: float) -> None:
+    """Let a read raise BlockingIOError when nothing comes for so long: a worker may stop in the middle of a message."""
+    whole = int(seconds)
+    with socket.socket(fileno=os.dup(channel.fileno())) as end:  # on POSIX, a pipe of two ends is a pair of sockets
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", whole, int(1e6 * (seconds - whole))))
 
 
 def _end(worker: _Worker) -> None:
