@@ -14,7 +14,8 @@ from efficientnet_pytorch.utils import Conv2dDynamicSamePadding, Conv2dStaticSam
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.efficientnet_config import EFFICIENTNET_NAMES, RESNET_NAME, EfficientNetConfig, FrontendConfig
+from models.efficientnet_config import (EFFICIENTNET_NAMES, FROM_SCRATCH, RESNET_NAME, EfficientNetConfig,
+                                        FrontendConfig)
 from models.errors import CheckpointError, ConfigError
 
 LEGACY_RESNET_NAME = "resnet18-nightscan1"
@@ -271,7 +272,7 @@ def _initialise(backbone: nn.Module) -> None:
 def _set_batch_norm(backbone: nn.Module, config: EfficientNetConfig) -> None:
     epsilon = config.batch_norm_epsilon
     if epsilon is None:
-        epsilon = _PRETRAINED_EPSILON[config.model_name] if config.pretrained else _SCRATCH_EPSILON
+        epsilon = _SCRATCH_EPSILON if config.initial_weights == FROM_SCRATCH else _PRETRAINED_EPSILON[config.model_name]
     momentum = _BATCH_NORM_MOMENTUM if config.batch_norm_momentum is None else config.batch_norm_momentum
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -29,6 +29,7 @@ REJECT_CLASS = "unknown_species"
 EFFICIENTNET_NAMES = ("efficientnet-b0", "efficientnet-b1", "efficientnet-b2", "efficientnet-b3")
 RESNET_NAME = "resnet18"
 MODEL_NAMES = (*EFFICIENTNET_NAMES, RESNET_NAME)
+STARTER, IMAGENET, FROM_SCRATCH = STARTS = ("starter", "imagenet", "none")  # anything else names a file
 
 
 def _setting(default, description: str, *, choices: tuple | None = None):
@@ -273,10 +274,19 @@ class EfficientNetConfig(_Settings):
     patience: int = _setting(15, "epochs without improvement before stopping; 0 is never")
     monitor: str = _setting("macro_f1", "validation score that decides what is best",
                             choices=("macro_f1", "accuracy", "loss"))
-    pretrained: bool = _setting(False, "start from ImageNet weights (see --pretrained_weights)")
+    initial_weights: str = _setting("starter", "what the network begins with: starter (it has heard sounds), imagenet (it"
+                                    " has seen pictures), none (random weights), or a FILE")
     batch_norm_momentum: float | None = _setting(None, "weight of a new batch in the running statistics;"
                                                        " null chooses by the steps in an epoch")
-    batch_norm_epsilon: float | None = _setting(None, "batch-norm epsilon; null chooses by pretrained or not")
+    batch_norm_epsilon: float | None = _setting(None, "batch-norm epsilon; null chooses by initial_weights")
+    freeze_epochs: int = _setting(0, "first epochs in which only the classifier learns")
+    freeze_batch_norm: bool = _setting(False, "keep the start's batch-norm statistics while training")
+    layer_decay: float = _setting(1.0, "learning rate of a stage as a share of the stage behind it, 0..1")
+    l2_to_start: float = _setting(0.0, "pull of the body's weights towards the start (L2-SP); 0 is off")
+    ema_decay: float = _setting(0.0, "weight of the past in the moving average of weights that is kept; 0 is off")
+    reestimate_batch_norm: bool = _setting(False, "take batch-norm statistics anew from clean windows after each epoch")
+    target_precision: float | None = _setting(None, "precision each class must reach on validation, which sets its"
+                                              " threshold; null keeps the thresholds")
     seed: int = _setting(42, "seed of weights, order and augmentation")
     reject_class: str = _setting(REJECT_CLASS, "class given when no class reaches its threshold")
     thresholds: Mapping[str, float] = field(
@@ -292,6 +302,17 @@ class EfficientNetConfig(_Settings):
         for name in ("weight_decay", "gradient_clipping", "warmup_epochs", "patience", "seed"):
             if getattr(self, name) < 0:
                 yield f"{name} must not be negative, got {getattr(self, name)}"
+        for name in ("freeze_epochs", "l2_to_start"):
+            if getattr(self, name) < 0:
+                yield f"{name} must not be negative, got {getattr(self, name)}"
+        if not 0 < self.layer_decay <= 1:
+            yield f"layer_decay must be in 0..1 (0 excluded), got {self.layer_decay}"
+        if not 0 <= self.ema_decay < 1:
+            yield f"ema_decay must be in 0..1 (1 excluded), got {self.ema_decay}"
+        if self.target_precision is not None and not 0 < self.target_precision < 1:
+            yield f"target_precision must be between 0 and 1, got {self.target_precision}"
+        if not self.initial_weights.strip():
+            yield f"initial_weights must be {', '.join(STARTS)} or a file, got {self.initial_weights!r}"
         if self.learning_rate <= 0:
             yield f"learning_rate must be positive, got {self.learning_rate}"
         for name in ("dropout_rate", "drop_connect_rate", "label_smoothing"):
@@ -304,6 +325,21 @@ class EfficientNetConfig(_Settings):
         for name, value in self.thresholds.items():
             if not 0 <= value <= 1:
                 yield f"thresholds[{name!r}] must be in 0..1, got {value}"
+
+    @classmethod
+    def from_dict(cls, values: Mapping):
+        """Build the config from a mapping, as ``to_dict`` writes it now or as version 2.0.0 did.
+
+        2.0.0 knew ``pretrained``, true or false, in place of ``initial_weights``, and trained without what was added
+        since. Raises ConfigError for an unknown key or an impossible value.
+        """
+        if isinstance(values, Mapping) and "pretrained" in values:
+            values = dict(values)
+            pretrained = values.pop("pretrained")
+            if not isinstance(pretrained, bool):
+                raise ConfigError(f"pretrained must be true or false, got {pretrained!r}")
+            values.setdefault("initial_weights", IMAGENET if pretrained else FROM_SCRATCH)
+        return super().from_dict(values)
 
     def threshold(self, class_name: str) -> float:
         """Return the probability that ``class_name`` must reach to be reported, 0..1."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.efficientnet_config import DEFAULT_PRESET, list_configs
+from models.efficientnet_config import DEFAULT_PRESET, IMAGENET, list_configs
 from models.errors import ConfigError
 from utils.running import cli
 
@@ -58,7 +58,7 @@ def run(flags: argparse.Namespace) -> int:
         use_deterministic_algorithms()
     n_workers = flags.workers if flags.workers is not None else (0 if device.type == "cpu" else 4)
     if flags.pretrained_weights:
-        config = config.replace(pretrained=True)
+        config = config.replace(initial_weights=IMAGENET)
     data = read_training_data(flags.train_csv, flags.val_csv, allow_leakage=flags.allow_leakage)
     if flags.cross_validation:
         summary = cross_validate_manifests(

@@ -86,7 +86,7 @@ def test_names_and_shapes_are_the_librarys_but_for_the_stem(model_name):
 @pytest.mark.parametrize("model_name", LIBRARY_MODELS)
 def test_pretrained_weights_give_the_logits_of_three_equal_channels(model_name):
     library = library_network(model_name)
-    model = build(model_name, pretrained=True).eval()
+    model = build(model_name, initial_weights="imagenet").eval()
     load_imagenet_weights(model, library.state_dict(), model_name=model_name)
     classifier = "fc" if model_name == "resnet18" else "_fc"
     getattr(model.backbone, classifier).load_state_dict(getattr(library, classifier).state_dict())
@@ -96,7 +96,7 @@ def test_pretrained_weights_give_the_logits_of_three_equal_channels(model_name):
 
 
 def test_pretrained_weights_leave_the_classifier_alone():
-    library, model = library_network("efficientnet-b0"), build(pretrained=True)
+    library, model = library_network("efficientnet-b0"), build(initial_weights="imagenet")
     before = model.backbone._fc.weight.clone()
     weights = {name: value for name, value in library.state_dict().items()
                if not name.endswith("num_batches_tracked")}  # as the oldest files are
@@ -134,7 +134,7 @@ def test_state_dict_problem_names_the_first_difference():
 @pytest.mark.parametrize("size", [(64, 96), (65, 97), (33, 50), (128, 31)])
 def test_the_rewritten_convolutions_are_exact(size):
     library = library_network("efficientnet-b0", in_channels=1)
-    model = build(pretrained=True).eval()
+    model = build(initial_weights="imagenet").eval()
     model.backbone.load_state_dict(library.state_dict())
     inputs = model.normaliser(log_mels(2, 1, *size))
     with torch.inference_mode():
@@ -197,11 +197,12 @@ def test_weights_are_drawn_with_variance_two_over_fan_out():
 
 @pytest.mark.parametrize(("model_name", "settings", "epsilon", "momentum"), [
     ("efficientnet-b0", {}, 1e-5, 0.1),
-    ("efficientnet-b0", {"pretrained": True}, 1e-3, 0.1),
-    ("resnet18", {"pretrained": True}, 1e-5, 0.1),
-    ("efficientnet-b0", {"pretrained": True, "batch_norm_epsilon": 2e-4, "batch_norm_momentum": 0.03}, 2e-4, 0.03),
+    ("efficientnet-b0", {"initial_weights": "imagenet"}, 1e-3, 0.1),
+    ("resnet18", {"initial_weights": "imagenet"}, 1e-5, 0.1),
+    ("efficientnet-b0", {"initial_weights": "imagenet", "batch_norm_epsilon": 2e-4, "batch_norm_momentum": 0.03}, 2e-4, 0.03),
 ])
-def test_batch_norm_settings(model_name, settings, epsilon, momentum):
+    ("efficientnet-b0", {"initial_weights": "imagenet", "batch_norm_epsilon": 2e-4, "batch_norm_momentum": 0.03}, 2e-4,
+     0.03),
     norms = [m for m in build(model_name, **settings).modules() if isinstance(m, nn.BatchNorm2d)]
     assert {(m.eps, m.momentum) for m in norms} == {(epsilon, momentum)}
 

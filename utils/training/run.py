@@ -15,7 +15,7 @@ from models import calibration
 from models.calibration import Calibration
 from models.classes import ClassList
 from models.efficientnet import SpectrogramClassifier, build_model, load_imagenet_weights
-from models.efficientnet_config import RESNET_NAME, EfficientNetConfig
+from models.efficientnet_config import IMAGENET, RESNET_NAME, EfficientNetConfig
 from models.errors import CheckpointError, ConfigError, ManifestError
 from utils import metrics, reports
 from utils.storage.checkpoints import (check_format, imagenet_weights, load_model, load_weights, read_checkpoint,
@@ -150,7 +150,7 @@ def check_shape(dataset: SpectrogramDataset, config: EfficientNetConfig, path: P
 def make_model(config: EfficientNetConfig, n_classes: int, *, weights_file: Path | None) -> SpectrogramClassifier:
     """Build the network of a config, with ImageNet weights when it asks for them."""
     model = build_model(config, n_classes)
-    if config.pretrained:
+    if config.initial_weights == IMAGENET:
         load_imagenet_weights(model, imagenet_weights(config.model_name, weights_file), model_name=config.model_name)
     return model
 

@@ -26,7 +26,7 @@ CONFIG = EfficientNetConfig(model_name="efficientnet-b0", thresholds={"wolf": 0.
 
 @functools.cache
 def model_of(config_name):
-    config = {"scratch": CONFIG, "pretrained": CONFIG.replace(pretrained=True),
+    config = {"scratch": CONFIG, "pretrained": CONFIG.replace(initial_weights="imagenet"),
               "resnet": CONFIG.replace(model_name="resnet18")}[config_name]
     model = build_model(config, len(CLASSES))
     clips = torch.from_numpy(np.random.default_rng(1).normal(-50, 15, size=(4, 1, 64, 64)).astype(np.float32))

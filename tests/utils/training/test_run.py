@@ -228,13 +228,13 @@ def test_unreachable_imagenet_weights_name_the_way_out(monkeypatch):
 
     monkeypatch.setattr(checkpoints, "load_state_dict_from_url", unreachable)
     with pytest.raises(ConfigError, match="efficientnet-b0 could not be downloaded.*no network.*--pretrained_weights"):
-        make_model(tiny_config(pretrained=True), 4, weights_file=None)
+        make_model(tiny_config(initial_weights="imagenet"), 4, weights_file=None)
 
 
 def test_pretrained_weights_come_from_a_local_file(tmp_path):
     library = EfficientNet.from_name("efficientnet-b0")
     torch.save(library.state_dict(), tmp_path / "imagenet.pth")
-    model = make_model(tiny_config(pretrained=True), 4, weights_file=tmp_path / "imagenet.pth")
+    model = make_model(tiny_config(initial_weights="imagenet"), 4, weights_file=tmp_path / "imagenet.pth")
     own, given = model.backbone.state_dict(), library.state_dict()
     torch.testing.assert_close(own["_conv_stem.weight"], given["_conv_stem.weight"].sum(dim=1, keepdim=True))
     assert torch.equal(own["_conv_head.weight"], given["_conv_head.weight"])
@@ -244,7 +244,7 @@ def test_pretrained_weights_come_from_a_local_file(tmp_path):
 def test_weights_of_another_network_are_refused(tmp_path):
     torch.save(EfficientNet.from_name("efficientnet-b0").state_dict(), tmp_path / "b0.pth")
     with pytest.raises(CheckpointError, match="the pretrained weights are not those of resnet18"):
-        make_model(tiny_config(model_name="resnet18", pretrained=True), 4, weights_file=tmp_path / "b0.pth")
+        make_model(tiny_config(model_name="resnet18", initial_weights="imagenet"), 4, weights_file=tmp_path / "b0.pth")
 
 
 # going on
