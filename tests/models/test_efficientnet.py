@@ -196,13 +196,13 @@ def test_weights_are_drawn_with_variance_two_over_fan_out():
 
 
 @pytest.mark.parametrize(("model_name", "settings", "epsilon", "momentum"), [
-    ("efficientnet-b0", {}, 1e-5, 0.1),
+    ("efficientnet-b0", {"initial_weights": "none"}, 1e-5, 0.1),
     ("efficientnet-b0", {"initial_weights": "imagenet"}, 1e-3, 0.1),
     ("resnet18", {"initial_weights": "imagenet"}, 1e-5, 0.1),
-    ("efficientnet-b0", {"initial_weights": "imagenet", "batch_norm_epsilon": 2e-4, "batch_norm_momentum": 0.03}, 2e-4, 0.03),
-])
     ("efficientnet-b0", {"initial_weights": "imagenet", "batch_norm_epsilon": 2e-4, "batch_norm_momentum": 0.03}, 2e-4,
      0.03),
+])
+def test_batch_norm_settings(model_name, settings, epsilon, momentum):
     norms = [m for m in build(model_name, **settings).modules() if isinstance(m, nn.BatchNorm2d)]
     assert {(m.eps, m.momentum) for m in norms} == {(epsilon, momentum)}
 
