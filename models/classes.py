@@ -1,10 +1,14 @@
 """The classes a network tells apart: their order, and what a row of probabilities is decided to mean."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from models.efficientnet_config import DEFAULT_CLASS_NAMES, EfficientNetConfig
 from models.errors import ConfigError, ManifestError
+
+NO_ANSWER = -1  # in place of a label where the reject class is reported
 
 
 @dataclass(frozen=True)
@@ -92,3 +96,24 @@ class DecisionRules:
         above = probabilities[top] >= self.thresholds[top]
         predicted = top if above else self.reject_class
         return Decision(predicted, probabilities.get(predicted, 0.0), above, top, probabilities[top])
+
+    def answers(self, probabilities: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+        """Decide on many rows at once, as ``decide`` does on one.
+
+        Parameters
+        ----------
+        probabilities : np.ndarray, float, shape (n, n_classes), range 0..1
+            A row for each window.
+        class_names : sequence of str, length n_classes
+            Name of each column.
+
+        Returns
+        -------
+        np.ndarray, int, shape (n,)
+            Column of the class that is reported; ``NO_ANSWER`` where that is the reject class.
+        """
+        top = probabilities.argmax(axis=1)
+        thresholds = np.array([self.thresholds[name] for name in class_names])
+        told = np.array([name != self.reject_class for name in class_names])
+        reached = probabilities[np.arange(len(top)), top] >= thresholds[top]
+        return np.where(reached & told[top], top, NO_ANSWER)

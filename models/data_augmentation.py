@@ -1,7 +1,8 @@
-"""Augmentation of waveforms, spectrograms and batches; parameters are drawn first, then applied.
+"""Augmentation of waveforms, and all augmentations behind one class; parameters are drawn first, then applied.
 
 Every function takes what it needs as arguments and leaves its input alone. Randomness is a
-``np.random.Generator`` handed in, so one key gives one result, whatever ran before.
+``np.random.Generator`` handed in, so one key gives one result, whatever ran before. What is done to spectrograms
+while training is in ``models.batch_augmentation``.
 """
 
 import dataclasses
@@ -11,12 +12,11 @@ from dataclasses import dataclass
 import librosa
 import numpy as np
 import torch
-from torchaudio.functional import mask_along_axis
 
-from models.efficientnet_config import AugmentationConfig
+from models.batch_augmentation import APPLY_PROBABILITY, SpecAugment, change_windows, mask_windows, mixup
+from models.efficientnet_config import AugmentationConfig, FrontendConfig
 from models.errors import ConfigError
 
-APPLY_PROBABILITY = 0.5  # of each enabled waveform transform, independently
 _DEFAULTS = AugmentationConfig()
 
 
@@ -185,102 +185,6 @@ def apply_waveform_parameters(waveform: np.ndarray, parameters: WaveformParamete
     return augmented
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpecAugment:
-    """Hide random bands and times of a spectrogram behind its own mean.
-
-    Park et al. (2019), "SpecAugment: A Simple Data Augmentation Method for Automatic Speech Recognition",
-    Interspeech, section 2, without the time warp.
-
-    Parameters
-    ----------
-    freq_mask_param, time_mask_param : int
-        Each mask is narrower than this many mel bands, frames; limited to the size of the spectrogram.
-    n_freq_masks, n_time_masks : int
-        Masks per call; they may overlap.
-    """
-
-    freq_mask_param: int
-    time_mask_param: int
-    n_freq_masks: int
-    n_time_masks: int
-
-    def __call__(self, log_mel: torch.Tensor, *, rng: np.random.Generator) -> torch.Tensor:
-        """Mask a spectrogram on the device it is on.
-
-        Parameters
-        ----------
-        log_mel : torch.Tensor
-            Floating point ``(..., n_mels, n_frames)``. Windows of a batch share their masks; each has its own fill.
-        rng : np.random.Generator
-            Source of the masks; the state of torch's own generators is left as it was.
-
-        Returns
-        -------
-        torch.Tensor
-            Same shape, dtype and device.
-        """
-        visible = torch.ones(log_mel.shape[-2:], device=log_mel.device)
-        # torchaudio draws from torch's CPU generator; torch.manual_seed would reseed CUDA as well
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(rng.integers(2 ** 63 - 1)))
-            for axis, mask_param, n_masks in ((0, self.freq_mask_param, self.n_freq_masks),
-                                              (1, self.time_mask_param, self.n_time_masks)):
-                # torchaudio starts a mask wider than the axis before its beginning, so that it may hide nothing
-                mask_param = min(mask_param, visible.shape[axis])
-                for _ in range(n_masks):
-                    visible = mask_along_axis(visible, mask_param=mask_param, mask_value=0.0, axis=axis)
-        return torch.where(visible.bool(), log_mel, log_mel.mean(dim=(-2, -1), keepdim=True))
-
-
-def shift_time(log_mel: torch.Tensor, *, n_frames: int) -> torch.Tensor:
-    """Rotate a spectrogram in time; what leaves at the end returns at the start.
-
-    Parameters
-    ----------
-    log_mel : torch.Tensor
-        ``(..., n_mels, n_frames)``.
-    n_frames : int
-        Frames to move later; negative is earlier.
-
-    Returns
-    -------
-    torch.Tensor
-        Same shape, dtype and device.
-    """
-    return torch.roll(log_mel, n_frames, dims=-1)
-
-
-def mixup(inputs: torch.Tensor, targets: torch.Tensor, *, alpha: float,
-          rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Blend each window, and its label, with another one of the batch.
-
-    Zhang et al. (2018), "mixup: Beyond Empirical Risk Minimization", ICLR, section 2: one weight
-    ``lam ~ Beta(alpha, alpha)`` and one permutation per batch.
-
-    Parameters
-    ----------
-    inputs : torch.Tensor
-        Floating point ``(B, ...)``.
-    targets : torch.Tensor
-        Floating point ``(B, n_classes)``, rows sum to 1.
-    alpha : float
-        At least 0; 0 returns both unchanged.
-    rng : np.random.Generator
-        Source of the weight and the permutation.
-
-    Returns
-    -------
-    tuple[torch.Tensor, torch.Tensor]
-        Inputs and targets as given, blended; the rows of the targets still sum to 1.
-    """
-    if alpha == 0:
-        return inputs, targets
-    lam = float(rng.beta(alpha, alpha))
-    order = torch.from_numpy(rng.permutation(len(inputs))).to(inputs.device)
-    return lam * inputs + (1 - lam) * inputs[order], lam * targets + (1 - lam) * targets[order]
-
-
 class AudioAugmentationPipeline:
     """All augmentations behind one configuration.
 
@@ -291,7 +195,7 @@ class AudioAugmentationPipeline:
     use_spec_augment, use_time_shift : bool
         Spectrogram transforms.
     use_mixup : bool
-        Blend pairs of a batch.
+        Mix pairs of a batch.
     spec_augment_config : Mapping[str, int], optional
         Any of the parameters of ``SpecAugment``; those left out keep the default of ``AugmentationConfig``.
     mixup_alpha : float
@@ -353,31 +257,27 @@ class AudioAugmentationPipeline:
         return apply_waveform_parameters(waveform, parameters, sample_rate=sample_rate, rng=rng)
 
     def augment_log_mel(self, log_mel: torch.Tensor, *, rng: np.random.Generator) -> torch.Tensor:
-        """Rotate a spectrogram in time, then mask it.
+        """Rotate a spectrogram in time, filter it if that is enabled, then mask it.
 
         Parameters
         ----------
         log_mel : torch.Tensor
-            Floating point ``(..., n_mels, n_frames)``, dB.
+            Floating point ``(..., n_mels, n_frames)``, dB, of a front end with the usual dynamic range. What comes
+            before the last two axes shares its shift and masks.
         rng : np.random.Generator
-            Source of the shift and the masks.
+            Source of all that is drawn.
 
         Returns
         -------
         torch.Tensor
-            Same shape, dtype and device; the input itself where both are off.
+            Same shape, dtype and device.
         """
-        config = self.config
-        if config.use_time_shift:
-            log_mel = shift_time(log_mel, n_frames=int(rng.integers(log_mel.shape[-1])))
-        if config.use_spec_augment:
-            masks = {f.name: getattr(config, f.name) for f in dataclasses.fields(SpecAugment)}
-            log_mel = SpecAugment(**masks)(log_mel, rng=rng)
-        return log_mel
+        window = change_windows(log_mel[None], self.config, top_db=FrontendConfig.top_db, rngs=[rng])
+        return mask_windows(window, self.config, rngs=[rng])[0]
 
     def mix(self, inputs: torch.Tensor, targets: torch.Tensor, *,
             rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Blend the windows of a batch as ``mixup`` does; inputs and targets are returned as given where it is off."""
+        """Mix the windows of a batch as ``mixup`` does; inputs and targets are returned as given where it is off."""
         if not self.config.use_mixup:
             return inputs, targets
         return mixup(inputs, targets, alpha=self.config.mixup_alpha, rng=rng)

@@ -5,12 +5,13 @@ hands over decibels and cannot forget a step. The backbones are the libraries' o
 one input channel, batch-norm settings, and convolutions that pad by themselves.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 
 import torch
 from efficientnet_pytorch import EfficientNet
-from efficientnet_pytorch.utils import Conv2dDynamicSamePadding, Conv2dStaticSamePadding
+from efficientnet_pytorch.utils import Conv2dDynamicSamePadding, Conv2dStaticSamePadding, round_repeats
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,6 +29,7 @@ _DB_PER_UNIT = 20.0  # about the spread of a log-mel in dB: the network then see
 _BATCH_NORM_MOMENTUM = 0.1  # PyTorch's own; training chooses by the length of an epoch
 _SCRATCH_EPSILON = 1e-5
 _PRETRAINED_EPSILON = {RESNET_NAME: 1e-5, **dict.fromkeys(EFFICIENTNET_NAMES, 1e-3)}  # what the weights were made with
+_PASS_THROUGH = 3.0  # bias at which squeeze-and-excitation lets every channel pass
 _STEM = {RESNET_NAME: "conv1.weight", **dict.fromkeys(EFFICIENTNET_NAMES, "_conv_stem.weight")}
 _CLASSIFIER = {RESNET_NAME: "fc.", **dict.fromkeys(EFFICIENTNET_NAMES, "_fc.")}
 
@@ -172,6 +174,83 @@ def load_imagenet_weights(model: SpectrogramClassifier, weights: Mapping[str, Te
     if problem:
         raise CheckpointError(f"the pretrained weights are not those of {model_name}: {problem}")
     model.backbone.load_state_dict(merged)
+
+
+def classifier_of(model: SpectrogramClassifier) -> nn.Linear:
+    """Return the last layer of a model, from embeddings to logits."""
+    return model.backbone._fc if isinstance(model.backbone, EfficientNet) else model.backbone.fc  # type: ignore
+
+
+def batch_norm_epsilon(network: nn.Module) -> float:
+    """Return what the batch norms of a network add to the variance."""
+    return next(module.eps for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+def body_weights(model: SpectrogramClassifier, *, model_name: str) -> dict[str, Tensor]:
+    """Return the backbone's weights without its classifier: what another set of classes can begin with."""
+    return {name: value for name, value in model.backbone.state_dict().items()
+            if not name.startswith(_CLASSIFIER[model_name])}
+
+
+def load_body(model: SpectrogramClassifier, weights: Mapping[str, Tensor], *, model_name: str) -> None:
+    """Put weights from ``body_weights`` into a model, whose classifier keeps its own.
+
+    Raises
+    ------
+    CheckpointError
+        If the weights belong to another network; the first difference is named.
+    """
+    problem = state_dict_problem(body_weights(model, model_name=model_name), weights)
+    if problem:
+        raise CheckpointError(f"the initial weights are not those of {model_name}: {problem}")
+    model.backbone.load_state_dict({**model.backbone.state_dict(), **weights})
+
+
+def lite_weights(weights: Mapping[str, Tensor], model: SpectrogramClassifier) -> dict[str, Tensor]:
+    """Return EfficientNet-Lite0's weights as those of EfficientNet-B0.
+
+    Parameters
+    ----------
+    weights : Mapping
+        State dict of EfficientNet-Lite0, which is B0 without squeeze-and-excitation and with ReLU6 for swish.
+    model : SpectrogramClassifier
+        An EfficientNet-B0; its squeeze-and-excitation's first halves are taken, so that they can learn.
+
+    Notes
+    -----
+    The second halves are 0 with a bias of 3: every channel passes by ``sigmoid(3) = 0.95``.
+    """
+    merged = dict(weights)
+    for name, value in model.backbone.state_dict().items():
+        if "_se_expand." in name:
+            merged[name] = torch.full_like(value, _PASS_THROUGH) if name.endswith("bias") else torch.zeros_like(value)
+        elif "_se_reduce." in name:
+            merged[name] = value
+    return merged
+
+
+def stages(model: nn.Module) -> tuple[tuple[nn.Module, ...], ...]:
+    """Return the modules of a network by depth, from the stem to the classifier; each parameter is in one of them.
+
+    EfficientNet: stem, the seven stages of its blocks, head convolution, classifier. ResNet18: stem, its four layers,
+    classifier.
+
+    Raises
+    ------
+    TypeError
+        If it is no ``SpectrogramClassifier``.
+    """
+    if not isinstance(model, SpectrogramClassifier):
+        raise TypeError(f"only a SpectrogramClassifier has stages, got {type(model).__name__}")
+    backbone = model.backbone
+    if not isinstance(backbone, EfficientNet):
+        parts = dict(backbone.named_children())
+        return ((parts["conv1"], parts["bn1"]), *((parts[f"layer{number}"],) for number in range(1, 5)),
+                (parts["fc"],))
+    blocks = iter(backbone._blocks)
+    groups = (tuple(itertools.islice(blocks, round_repeats(arguments.num_repeat, backbone._global_params)))
+              for arguments in backbone._blocks_args)
+    return ((backbone._conv_stem, backbone._bn0), *groups, (backbone._conv_head, backbone._bn1), (backbone._fc,))
 
 
 def state_dict_problem(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from models.errors import ConfigError
@@ -25,6 +25,7 @@ DEFAULT_THRESHOLDS = types.MappingProxyType({
 LEAST_NEW_SECONDS = 0.1  # a last window that adds less is the one before once more
 FALLBACK_THRESHOLD = 0.50  # for classes that DEFAULT_THRESHOLDS does not name
 REJECT_CLASS = "unknown_species"
+BACKGROUND_CLASS = "environmental_sound"  # its windows are mixed into others by use_background_mix
 
 EFFICIENTNET_NAMES = ("efficientnet-b0", "efficientnet-b1", "efficientnet-b2", "efficientnet-b3")
 RESNET_NAME = "resnet18"
@@ -232,17 +233,40 @@ class AugmentationConfig(_Settings):
     n_freq_masks: int = _setting(2, "frequency masks per window")
     n_time_masks: int = _setting(2, "time masks per window")
     mixup_alpha: float = _setting(0.2, "Beta parameter of mixup; 0 is off")
+    use_equaliser: bool = _setting(False, "tilt and bend the spectrum, as another microphone or distance does")
+    use_low_pass: bool = _setting(False, "empty the highest bands, as a recording at a lower rate has them")
+    use_background_mix: bool = _setting(False, f"mix windows of the class {BACKGROUND_CLASS} into the others")
+    equaliser_gain_db_range: tuple[float, float] = _setting((-9.0, 9.0), "gain of the equaliser in dB")
+    low_pass_share_range: tuple[float, float] = _setting((0.6, 1.0), "share of the mel bands that a low-pass keeps")
+    background_snr_db_range: tuple[float, float] = _setting((5.0, 20.0), "level of a window above the background mixed"
+                                                                         " into it, in dB")
 
     def _problems(self):
         for name in ("freq_mask_param", "time_mask_param", "n_freq_masks", "n_time_masks", "mixup_alpha"):
             if getattr(self, name) < 0:
                 yield f"{name} must not be negative, got {getattr(self, name)}"
-        for name in ("time_stretch_range", "pitch_shift_range", "noise_snr_db_range", "gain_db_range"):
+        for name in ("time_stretch_range", "pitch_shift_range", "noise_snr_db_range", "gain_db_range",
+                     "equaliser_gain_db_range", "low_pass_share_range", "background_snr_db_range"):
             low, high = getattr(self, name)
             if low > high:
                 yield f"{name} must be ordered low, high; got {low}, {high}"
         if self.time_stretch_range[0] <= 0:
             yield f"time_stretch_range must be positive, got {self.time_stretch_range}"
+        if not (0 < self.low_pass_share_range[0] and self.low_pass_share_range[1] <= 1):
+            yield f"low_pass_share_range must be in 0..1 (0 excluded), got {self.low_pass_share_range}"
+
+
+# names of numbers, what each must fulfil unless it is null, and that in words
+_RULES_OF_NUMBERS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (("batch_size", "epochs", "accumulation_steps"), lambda value: value >= 1, "be at least 1"),
+    (("weight_decay", "gradient_clipping", "warmup_epochs", "patience", "seed", "freeze_epochs", "l2_to_start"),
+     lambda value: value >= 0, "not be negative"),
+    (("learning_rate", "batch_norm_epsilon"), lambda value: value > 0, "be positive"),
+    (("dropout_rate", "drop_connect_rate", "label_smoothing", "ema_decay"), lambda value: 0 <= value < 1,
+     "be in 0..1 (1 excluded)"),
+    (("layer_decay", "batch_norm_momentum"), lambda value: 0 < value <= 1, "be in 0..1 (0 excluded)"),
+    (("target_precision",), lambda value: 0 < value < 1, "be between 0 and 1"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,18 +288,20 @@ class EfficientNetConfig(_Settings):
     drop_connect_rate: float = _setting(0.2, "stochastic depth of EfficientNet, 0..1")
     optimizer: str = _setting("adamw", "optimizer", choices=("adamw", "adam", "sgd"))
     scheduler: str = _setting("cosine", "learning rate after the warm-up", choices=("cosine", "constant"))
-    warmup_epochs: int = _setting(2, "epochs of linear warm-up")
+    warmup_epochs: int = _setting(2, "epochs of linear warm-up; at most half of the run")
     accumulation_steps: int = _setting(1, "batches per optimizer step")
     gradient_clipping: float = _setting(1.0, "largest gradient norm; 0 is off")
     mixed_precision: bool = _setting(True, "float16 on CUDA, bfloat16 on a CPU that has it")
     use_augmentation: bool = _setting(True, "augment while training")
     label_smoothing: float = _setting(0.1, "share of the label spread over all classes, 0..1")
-    class_weights: str = _setting("balanced", "weight of a class in the loss", choices=("balanced", "none"))
+    class_weights: str = _setting("balanced", "weight of a window in the loss by its class: inverse to the class's"
+                                              " frequency, to its square root, or equal",
+                                  choices=("balanced", "sqrt", "none"))
     patience: int = _setting(15, "epochs without improvement before stopping; 0 is never")
     monitor: str = _setting("macro_f1", "validation score that decides what is best",
                             choices=("macro_f1", "accuracy", "loss"))
-    initial_weights: str = _setting("starter", "what the network begins with: starter (it has heard sounds), imagenet (it"
-                                    " has seen pictures), none (random weights), or a FILE")
+    initial_weights: str = _setting("starter", "what the network begins with: starter (it has heard sounds), imagenet"
+                                               " (it has seen pictures), none (random weights), or a FILE")
     batch_norm_momentum: float | None = _setting(None, "weight of a new batch in the running statistics;"
                                                        " null chooses by the steps in an epoch")
     batch_norm_epsilon: float | None = _setting(None, "batch-norm epsilon; null chooses by initial_weights")
@@ -296,32 +322,16 @@ class EfficientNetConfig(_Settings):
     frontend: FrontendConfig = field(default_factory=FrontendConfig)
 
     def _problems(self):
-        for name in ("batch_size", "epochs", "accumulation_steps"):
-            if getattr(self, name) < 1:
-                yield f"{name} must be at least 1, got {getattr(self, name)}"
-        for name in ("weight_decay", "gradient_clipping", "warmup_epochs", "patience", "seed"):
-            if getattr(self, name) < 0:
-                yield f"{name} must not be negative, got {getattr(self, name)}"
-        for name in ("freeze_epochs", "l2_to_start"):
-            if getattr(self, name) < 0:
-                yield f"{name} must not be negative, got {getattr(self, name)}"
-        if not 0 < self.layer_decay <= 1:
-            yield f"layer_decay must be in 0..1 (0 excluded), got {self.layer_decay}"
-        if not 0 <= self.ema_decay < 1:
-            yield f"ema_decay must be in 0..1 (1 excluded), got {self.ema_decay}"
-        if self.target_precision is not None and not 0 < self.target_precision < 1:
-            yield f"target_precision must be between 0 and 1, got {self.target_precision}"
+        for names, fits, rule in _RULES_OF_NUMBERS:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not fits(value):
+                    yield f"{name} must {rule}, got {value}"
+        if self.freeze_epochs >= self.epochs >= 1:
+            yield (f"freeze_epochs must be below epochs ({self.epochs}), got {self.freeze_epochs}: lower"
+                   f" --freeze_epochs or raise --epochs")
         if not self.initial_weights.strip():
             yield f"initial_weights must be {', '.join(STARTS)} or a file, got {self.initial_weights!r}"
-        if self.learning_rate <= 0:
-            yield f"learning_rate must be positive, got {self.learning_rate}"
-        for name in ("dropout_rate", "drop_connect_rate", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                yield f"{name} must be in 0..1 (1 excluded), got {getattr(self, name)}"
-        if self.batch_norm_momentum is not None and not 0 < self.batch_norm_momentum <= 1:
-            yield f"batch_norm_momentum must be in 0..1 (0 excluded), got {self.batch_norm_momentum}"
-        if self.batch_norm_epsilon is not None and self.batch_norm_epsilon <= 0:
-            yield f"batch_norm_epsilon must be positive, got {self.batch_norm_epsilon}"
         for name, value in self.thresholds.items():
             if not 0 <= value <= 1:
                 yield f"thresholds[{name!r}] must be in 0..1, got {value}"
@@ -355,6 +365,40 @@ _PRESETS: Mapping[str, Mapping] = {
     "resnet18_baseline": {"model_name": RESNET_NAME},
 }
 DEFAULT_PRESET = "efficientnet_b1_balanced"
+
+# what a start brings, in place of a preset's number that nobody gave
+_SETTINGS_OF_STARTS: Mapping[str, Mapping] = {
+    STARTER: {"epochs": 10, "learning_rate": 3e-4, "drop_connect_rate": 0.0},
+    IMAGENET: {"epochs": 14, "learning_rate": 1e-3},
+    FROM_SCRATCH: {"learning_rate": 1e-3, "drop_connect_rate": 0.0},
+}
+_SETTINGS_OF_DISTILLATION: Mapping = {
+    "initial_weights": IMAGENET, "batch_size": 32, "epochs": 20, "learning_rate": 1e-3, "drop_connect_rate": 0.0,
+    "warmup_epochs": 1,
+}
+
+
+def with_start_settings(config: EfficientNetConfig, *, given: Collection[str]) -> EfficientNetConfig:
+    """Return a config with the settings that its start brings, but for those that were given.
+
+    Parameters
+    ----------
+    config : EfficientNetConfig
+        A preset's, with what was given on top. A preset's learning rate and epochs are for training from scratch.
+    given : collection of str
+        Names of the settings that a file or a flag gave.
+    """
+    start = config.initial_weights if config.initial_weights in STARTS else STARTER
+    return _without_given(config, _SETTINGS_OF_STARTS[start], given)
+
+
+def with_distillation_settings(config: EfficientNetConfig, *, given: Collection[str]) -> EfficientNetConfig:
+    """Return a config with the settings that a distillation brings, but for those that were given."""
+    return _without_given(config, _SETTINGS_OF_DISTILLATION, given)
+
+
+def _without_given(config: EfficientNetConfig, settings: Mapping, given: Collection[str]) -> EfficientNetConfig:
+    return config.replace(**{name: value for name, value in settings.items() if name not in given})
 
 
 def list_configs() -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.efficientnet_config import DEFAULT_PRESET, IMAGENET, list_configs
+from models.efficientnet_config import (DEFAULT_PRESET, FROM_SCRATCH, IMAGENET, EfficientNetConfig, list_configs,
+                                        with_distillation_settings, with_start_settings)
 from models.errors import ConfigError
 from utils.running import cli
 
@@ -18,13 +19,22 @@ def build_parser() -> cli.CommandParser:
     """Return the parser of this command."""
     parser = cli.CommandParser(__doc__, go_on="the same command with --resume goes on from the last finished epoch, in"
                                               " a cross-validation from the last finished fold")
-    parser.add_argument("--train_csv", type=Path, required=True, help="manifest to learn from")
-    parser.add_argument("--val_csv", type=Path, required=True, help="manifest that chooses the best epoch")
+    parser.add_argument("--train_csv", type=Path, help="manifest to learn from")
+    parser.add_argument("--val_csv", type=Path, help="manifest that chooses the best epoch")
     parser.add_argument("--model_dir", type=Path, required=True, help="where checkpoints, scores and pictures go")
     parser.add_argument("--config", default=DEFAULT_PRESET, help=f"{', '.join(list_configs())}, or a .json file")
     cli.add_config_flags(parser)
     run_group = parser.add_argument_group("this run")
-    run_group.add_argument("--pretrained_weights", type=Path, help="local copy of the ImageNet weights")
+    for flag, value in (("--pretrained", IMAGENET), ("--no_pretrained", FROM_SCRATCH)):
+        run_group.add_argument(flag, dest="initial_weights", action="store_const", const=value,
+                               default=argparse.SUPPRESS, help=f"older spelling of --initial_weights {value}")
+    run_group.add_argument("--pretrained_weights", dest="initial_weights", metavar="FILE", default=argparse.SUPPRESS,
+                           help="older spelling of --initial_weights FILE")
+    run_group.add_argument("--distill_dir", type=Path, help="folder of recordings, labels not needed: the network"
+                           " learns what --teacher hears in them, and becomes a start")
+    run_group.add_argument("--teacher", type=Path, help=".onnx with its description beside it, or a .pth of NightScan")
+    run_group.add_argument("--distill_minutes", type=cli.positive_seconds, default=10.0,
+                           help="minutes of a recording that are used, in random stretches of a longer one")
     run_group.add_argument("--cross_validation", action="store_true",
                            help="k folds over train and val instead of one model")
     run_group.add_argument("--k_folds", type=cli.positive_int, default=5, help="number of folds")
@@ -44,26 +54,30 @@ def run(flags: argparse.Namespace) -> int:
     check_flags(flags)
     # late: these bring torch, which --help should not wait for
     with cli.quick_imports():
-        from utils.storage.config_files import read_config
+        from utils.storage.config_files import read_config, settings_in_file
         from utils.cross_validation import cross_validate_manifests
         from utils.training.distributed import join_processes, leave_processes
+        from utils.training.starter import resolve_start
         from utils.training.run import checkpoint_path, read_training_data, resume_config, train_model
         from utils.running.devices import resolve_device, use_deterministic_algorithms
 
     config = cli.config_from_flags(read_config(flags.config), vars(flags))
+    given = {*settings_in_file(flags.config), *cli.given_settings(vars(flags))}
     processes, device = join_processes(resolve_device(flags.device))
     if not processes.is_main:
         logging.getLogger("utils").setLevel(logging.WARNING)  # one process tells, for all
     if flags.deterministic:
         use_deterministic_algorithms()
     n_workers = flags.workers if flags.workers is not None else (0 if device.type == "cpu" else 4)
-    if flags.pretrained_weights:
-        config = config.replace(initial_weights=IMAGENET)
+    if flags.distill_dir:
+        return distil_start(flags, with_distillation_settings(config, given=given), device=device,
+                            n_workers=n_workers)
+    config = with_start_settings(resolve_start(config), given=given)
     data = read_training_data(flags.train_csv, flags.val_csv, allow_leakage=flags.allow_leakage)
     if flags.cross_validation:
         summary = cross_validate_manifests(
             [data.train, data.val], config, model_dir=flags.model_dir, k_folds=flags.k_folds, device=device,
-            n_workers=n_workers, weights_file=flags.pretrained_weights, resume=flags.resume)
+            n_workers=n_workers, resume=flags.resume)
         print(f"{flags.k_folds} folds: " + ", ".join(
             f"{name} {summary['mean'][name]:.3f} ± {summary['std'][name]:.3f}" for name in ("accuracy", "macro_f1")))
         print(f"summary: {flags.model_dir / 'cross_validation' / 'summary.json'}")
@@ -72,12 +86,28 @@ def run(flags: argparse.Namespace) -> int:
     if resume_from:
         config = resume_config(resume_from, config, cli.given_settings(vars(flags)))
     scores = train_model(data, config, model_dir=flags.model_dir, device=device, n_workers=n_workers,
-                         weights_file=flags.pretrained_weights, resume_from=resume_from, processes=processes)
+                         resume_from=resume_from, processes=processes)
     leave_processes()
     if not processes.is_main:
         return cli.EXIT_DONE
     print(f"validation: accuracy {scores['accuracy']:.3f}, macro F1 {scores['macro_f1']:.3f}")
     print(f"model: {checkpoint_path(flags.model_dir, config.model_name, 'best')}")
+    return cli.EXIT_DONE
+
+
+def distil_start(flags: argparse.Namespace, config: EfficientNetConfig, *, device, n_workers: int) -> int:
+    """Teach a network what a teacher hears, say how well it hears it."""
+    with cli.quick_imports():
+        from utils.networks.teachers import load_teacher
+        from utils.running.parallel import LocalProcesses, default_workers
+        from utils.training.distillation import STARTER_NAME, distil
+
+    scores = distil(flags.distill_dir, load_teacher(flags.teacher, device=flags.device), config,
+                    model_dir=flags.model_dir, device=device, n_workers=n_workers,
+                    executor=LocalProcesses(default_workers()), minutes_each=flags.distill_minutes,
+                    resume=flags.resume)
+    print("held-out recordings: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+    print(f"start: {flags.model_dir / STARTER_NAME} (use it with --initial_weights)")
     return cli.EXIT_DONE
 
 
@@ -87,6 +117,17 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise ConfigError("--resume and --resume_from exclude each other: give one")
     if flags.resume_from and flags.cross_validation:
         raise ConfigError("--resume_from does not go with --cross_validation: use --resume, which keeps finished folds")
+    if bool(flags.distill_dir) != bool(flags.teacher):
+        raise ConfigError("--distill_dir and --teacher belong together: give both or neither")
+    if flags.distill_dir:
+        cli.existing_folder(flags.distill_dir, "--distill_dir")
+        if (flags.train_csv or flags.val_csv or flags.cross_validation or flags.resume_from
+                or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+            raise ConfigError("--distill_dir goes with none of --train_csv, --val_csv, --cross_validation,"
+                              " --resume_from and torchrun: leave them out")
+    elif not (flags.train_csv and flags.val_csv):
+        raise ConfigError("--train_csv and --val_csv are needed: give the manifests that preprocess_enhanced.py wrote,"
+                          " or --distill_dir with --teacher")
     if flags.k_folds < 2:
         raise ConfigError(f"--k_folds must be at least 2, got {flags.k_folds}")
     if flags.cross_validation and int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -80,7 +80,8 @@ def tiny_config(**changes) -> EfficientNetConfig:
     """Return a config that trains in seconds, in float32 so that a CPU's instructions do not matter."""
     values = {"model_name": "efficientnet-b0", "batch_size": 8, "epochs": 4, "learning_rate": 1e-3,
               "warmup_epochs": 0, "batch_norm_momentum": 0.5, "mixed_precision": False, "use_augmentation": False,
-              "dropout_rate": 0.0, "drop_connect_rate": 0.0, "label_smoothing": 0.0, "initial_weights": "none", **changes}
+              "dropout_rate": 0.0, "drop_connect_rate": 0.0, "label_smoothing": 0.0,
+              "initial_weights": "none", **changes}
     return EfficientNetConfig(**values)
 
 

@@ -36,6 +36,7 @@ LATE_IMPORTS = {
     "utils/storage/checkpoints.py": {"from torchvision.models import ResNet18_Weights"},
     "models/calibration.py": {"from scipy import optimize"},  # only training fits
     "utils/audio/ffmpeg.py": {"from pydub import AudioSegment"},  # most recordings need no ffmpeg
+    "utils/networks/teachers.py": {"import onnxruntime"},  # only distillation hears one
     "utils/reports.py": {"import seaborn"},  # half a second, for one of the pictures
     # torch, scikit-learn and matplotlib: while they load, no recording is worked on
     "utils/preparation/run.py": {"from utils.preparation.augmented_copies import augment_all, plan_copies",

@@ -17,7 +17,7 @@ import torch
 from models import calibration
 from models.calibration import Calibration
 from models.classes import ClassList
-from models.efficientnet_config import DEFAULT_PRESET, EfficientNetConfig, get_config
+from models.efficientnet_config import DEFAULT_PRESET, EfficientNetConfig, get_config, with_start_settings
 from models.errors import ConfigError
 from utils import metrics
 from utils.running.devices import resolve_device
@@ -29,8 +29,9 @@ from utils.storage.manifest import NOT_AUGMENTED, Manifest
 from utils.storage.spectrograms import ArrayDataset, SpectrogramDataset
 from utils.storage.splits import grouped_folds
 from utils.training.optimisation import count_steps, resolve_batch_norm
-from utils.training.run import (check_shape, checkpoint_path, contents_of_recordings, describe_recordings, make_model,
+from utils.training.run import (check_shape, checkpoint_path, contents_of_recordings, describe_recordings,
                                 with_frontend, write_history)
+from utils.training.starter import begin, resolve_start
 from utils.training_utils import TrainingHistory, TrainingTask, fit, predict_logits
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,6 @@ class _Settings:
     random_state: int
     device: torch.device
     n_workers: int = 0
-    weights_file: Path | None = None
     folder: Path | None = None
     resume: bool = False
 
@@ -136,13 +136,16 @@ def run_cross_validation(spectrograms: Sequence[np.ndarray] | np.ndarray, labels
                        original=np.ones(len(label_array), dtype=bool))
     classes = ClassList(tuple(f"class_{index}" for index in range(n_classes)))
     return _cross_validate(windows, _Settings(
-        config=config or get_config(DEFAULT_PRESET), classes=classes, k_folds=k_folds, random_state=random_state,
+        config=config or _default_config(), classes=classes, k_folds=k_folds, random_state=random_state,
         device=resolve_device(device)))
 
 
+def _default_config() -> EfficientNetConfig:
+    return with_start_settings(resolve_start(get_config(DEFAULT_PRESET)), given=())
+
+
 def cross_validate_manifests(manifests: Sequence[Manifest], config: EfficientNetConfig, *, model_dir: Path,
-                             k_folds: int, device: torch.device, n_workers: int, weights_file: Path | None = None,
-                             resume: bool = False) -> dict:
+                             k_folds: int, device: torch.device, n_workers: int, resume: bool = False) -> dict:
     """Cross-validate over the rows of some manifests and write ``cross_validation/`` into the model folder.
 
     Parameters
@@ -159,8 +162,6 @@ def cross_validate_manifests(manifests: Sequence[Manifest], config: EfficientNet
         Where to compute.
     n_workers : int
         Loading processes.
-    weights_file : Path, optional
-        Local ImageNet weights.
     resume : bool
         Keep folds that an earlier run of the same settings finished.
 
@@ -184,7 +185,7 @@ def cross_validate_manifests(manifests: Sequence[Manifest], config: EfficientNet
         windows = _pooled(manifests, config)
         summary = _cross_validate(windows, _Settings(
             config=config, classes=manifests[0].classes, k_folds=k_folds, random_state=config.seed, device=device,
-            n_workers=n_workers, weights_file=weights_file, folder=folder, resume=resume))
+            n_workers=n_workers, folder=folder, resume=resume))
         write_json(folder / "summary.json", {"format_version": FORMAT_VERSION, "config": config.to_dict(), **summary})
     return summary
 
@@ -242,13 +243,14 @@ def _run_fold(windows: _Windows, held_out: np.ndarray, settings: _Settings, fold
               identity: dict) -> dict:
     """Train one fold, score it on what it never saw, and write its folder."""
     available = ~np.isin(windows.recording_ids, windows.recording_ids[held_out])
+    _, selection = _selection_split(windows, available, random_state=settings.random_state)
     task = _fold_task(windows, available, settings)
     history, calibrated = TrainingHistory(), Calibration()
 
     def after_epoch(history: TrainingHistory, logits: np.ndarray, labels: np.ndarray) -> None:
         nonlocal calibrated
         if history.is_best:
-            calibrated = calibration.fit(logits, labels)
+            calibrated = calibration.fit(logits, labels, recording_ids=windows.recording_ids[selection])
 
     best_weights = fit(task, task.optimisation(), history, after_epoch=after_epoch)
     logits, labels = predict_logits(task.model, windows.dataset(held_out), config=task.config, device=task.device,
@@ -272,9 +274,9 @@ def _fold_task(windows: _Windows, available: np.ndarray, settings: _Settings) ->
     train, val = windows.dataset(learnt), windows.dataset(selection)
     config = resolve_batch_norm(settings.config, steps_per_epoch=count_steps(len(train), settings.config))
     n_classes = len(settings.classes)
-    model = make_model(config, n_classes, weights_file=settings.weights_file).to(settings.device)
-    return TrainingTask(model=model, config=config, train=train, val=val, n_classes=n_classes, device=settings.device,
-                        n_workers=settings.n_workers)
+    model, config = begin(config, n_classes)
+    return TrainingTask(model=model.to(settings.device), config=config, train=train, val=val, n_classes=n_classes,
+                        device=settings.device, n_workers=settings.n_workers)
 
 
 def _selection_split(windows: _Windows, available: np.ndarray, *, random_state: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from models.classes import NO_ANSWER, DecisionRules
 from models.errors import ConfigError
 
 N_CALIBRATION_BINS = 15  # Guo et al. 2017, section 5
 ROW_SUM_TOLERANCE = 1e-3  # a softmax in half precision is off by about this much
+ANSWER_THRESHOLDS = tuple(percent / 100 for percent in range(100))  # where the curve of ``answered_scores`` is told
 
 Scores = dict[str, np.ndarray]
 Interval = tuple[float, float] | None  # low and high; None where it cannot be told
@@ -76,12 +78,15 @@ class ModelScores:
         Of each scalar in ``metrics``.
     class_intervals : sequence of mappings
         Per class ``class_name``, and score name to (low, high) or None.
+    answered : mapping
+        Of ``answered_scores``.
     """
 
     name: str
     metrics: Mapping
     intervals: Mapping[str, Interval]
     class_intervals: Sequence[Mapping]
+    answered: Mapping
 
 
 def _check_shapes(probabilities: np.ndarray, labels: np.ndarray, n_classes: int) -> None:
@@ -309,6 +314,68 @@ def _calibration_error(probabilities: np.ndarray, labels: np.ndarray, weights: n
     confidence, correct, bins = _binned_confidence(probabilities, labels, n_bins)
     gaps = np.eye(n_bins)[bins].T @ ((correct - confidence)[:, None] * weights)
     return np.abs(gaps).sum(axis=0) / weights.sum(axis=0)
+
+
+# Selective classification: what is answered, and how much of it is right?
+
+
+def answered_scores(segments: ScoredSegments, rules: DecisionRules) -> dict:
+    """Tell which share of the segments is answered at which precision (Geifman and El-Yaniv 2017, section 2).
+
+    An answer is any class but the reject class.
+
+    Parameters
+    ----------
+    segments : ScoredSegments
+        Probabilities and truth.
+    rules : DecisionRules
+        When the model answers.
+
+    Returns
+    -------
+    dict
+        Plain JSON types, None where undefined. ``reject_class``; the scalars ``share`` (of the segments that are
+        answered), ``precision`` (share of the answers that are right) and ``unknown_rejected`` (share of the segments
+        of the reject class that are not answered); ``n_answered``, ``n_unknown``; ``per_class``: ``class_name``,
+        ``threshold``, ``n_answered``, ``precision``, and ``recall`` (share of the class's segments that are answered
+        with it); and ``curve``: lists ``threshold``, ``share`` and ``precision`` for one threshold of all classes.
+    """
+    once, names = np.ones((len(segments.labels), 1)), segments.class_names
+    overall, by_class = weighted_answers(segments, once, rules=rules)
+    n_answers = np.bincount(rules.answers(segments.probabilities, names) - NO_ANSWER, minlength=len(names) + 1)[1:]
+    one_for_all = (DecisionRules(dict.fromkeys(names, threshold), rules.reject_class)
+                   for threshold in ANSWER_THRESHOLDS)
+    curve = [weighted_answers(segments, once, rules=uniform)[0] for uniform in one_for_all]
+    return {"reject_class": rules.reject_class, **{name: _plain(value[0]) for name, value in overall.items()},
+            "n_answered": int(n_answers.sum()), "n_unknown": int(_is_unknown(segments, rules).sum()),
+            "per_class": [{"class_name": name, "threshold": rules.thresholds[name], "n_answered": int(n_answers[k]),
+                           **{score: _plain(values[k, 0]) for score, values in by_class.items()}}
+                          for k, name in enumerate(names) if name != rules.reject_class],
+            "curve": {"threshold": list(ANSWER_THRESHOLDS),
+                      **{name: [_plain(scores[name][0]) for scores in curve] for name in ("share", "precision")}}}
+
+
+def weighted_answers(segments: ScoredSegments, weights: np.ndarray, *, rules: DecisionRules) -> tuple[Scores, Scores]:
+    """Score what a model answers, once per column of weights; arguments and shapes as in ``weighted_scores``.
+
+    Returns
+    -------
+    overall, by_class : dict of str to np.ndarray, float64
+        The scores of ``answered_scores``, NaN where undefined; the classes are all, the reject class too.
+    """
+    answers, n_rows = rules.answers(segments.probabilities, segments.class_names), weights.sum(axis=0)
+    answered, right, unknown = answers != NO_ANSWER, answers == segments.labels, _is_unknown(segments, rules)
+    of_class = np.arange(len(segments.class_names))[:, None]
+    hits = ((answers == of_class) & right) @ weights
+    return ({"share": answered @ weights / n_rows,
+             "precision": _ratio(right @ weights, answered @ weights, empty=np.nan),
+             "unknown_rejected": _ratio((unknown & ~answered) @ weights, unknown @ weights, empty=np.nan)},
+            {"precision": _ratio(hits, (answers == of_class) @ weights, empty=np.nan),
+             "recall": _ratio(hits, (segments.labels == of_class) @ weights, empty=np.nan)})
+
+
+def _is_unknown(segments: ScoredSegments, rules: DecisionRules) -> np.ndarray:
+    return np.array([name == rules.reject_class for name in segments.class_names])[segments.labels]
 
 
 # Everything at once

@@ -165,7 +165,7 @@ def plot_precision_recall_curves(path: str | os.PathLike, probabilities: np.ndar
     _plot_curves(path, probabilities, labels, class_names=class_names, kind=_PRECISION_RECALL)
 
 
-def plot_reliability(path: str | os.PathLike, probabilities: np.ndarray, labels: np.ndarray) -> None:
+def plot_reliability(path: str | os.PathLike, probabilities: np.ndarray, labels: np.ndarray, *, title: str) -> None:
     """Draw accuracy against confidence above the number of segments at each confidence (Guo et al. 2017, figure 1).
 
     Parameters
@@ -176,6 +176,8 @@ def plot_reliability(path: str | os.PathLike, probabilities: np.ndarray, labels:
         The largest value of a row is its confidence.
     labels : np.ndarray, int, shape (n,), range 0..n_classes-1
         True class of each row.
+    title : str
+        Text above the picture: whose probabilities these are.
     """
     confidence, accuracy, count, error = reliability_curve(probabilities, labels)
     edges = np.linspace(0, 1, len(count) + 1)
@@ -185,8 +187,8 @@ def plot_reliability(path: str | os.PathLike, probabilities: np.ndarray, labels:
                 edgecolor="white", label="accuracy in the bin")
         top.plot(confidence, accuracy, "o", color=_BLUE, markersize=5, label="at the bin's mean confidence")
         top.plot([0, 1], [0, 1], color=_GREY, linestyle="--", label="perfectly calibrated")
-        top.set(title=f"Reliability (expected calibration error {error:.3f})", ylabel="accuracy", xlim=(0, 1),
-                ylim=(0, 1.02))
+        top.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+        figure.suptitle(f"{title}\nexpected calibration error {error:.3f}", fontsize="medium")
         top.legend(loc="upper left", fontsize=9)
         bottom.bar(edges[:-1], count, width=1 / len(count), align="edge", color=_GREY, edgecolor="white")
         bottom.set(xlabel="confidence (probability of the predicted class)", ylabel="segments")
@@ -217,6 +219,36 @@ def plot_comparison(path: str | os.PathLike, results: Sequence[ModelScores]) -> 
         left.set_title("Scores over all classes (lines: intervals)")
         right.set_title("F1 of each class (segments)")
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(results))
+
+
+def plot_coverage(path: str | os.PathLike, results: Sequence[ModelScores]) -> None:
+    """Draw precision against the share of segments that is answered, for one threshold of all classes.
+
+    Parameters
+    ----------
+    path : path-like
+        PNG to write.
+    results : sequence of ModelScores
+        One per model, on the same segments; a point marks what each answers by its own thresholds.
+    """
+    with _picture(path, width=8.5, height=5.5) as figure:
+        ax = figure.subplots()
+        for colour, result in zip(_COLOURS, results):
+            curve, answered = result.answered["curve"], result.answered
+            ax.plot(*_told(curve["share"], curve["precision"]), color=colour, label=_label(result.name))
+            ax.plot(*_told([answered["share"]], [answered["precision"]]), color=colour, marker="o", markersize=9,
+                    linestyle="", markeredgecolor="black", label=f"{_label(result.name)}, by its thresholds")
+        ax.set(title="Precision of what is answered", xlabel="share of the segments that is answered",
+               ylabel="precision of the answers", xlim=(0, 1.01))
+        ax.set_ylim(top=1.01)
+        ax.grid(True)
+        figure.legend(loc="outside right upper", fontsize=9)
+
+
+def _told(shares: Sequence[float], precisions: Sequence[float | None]) -> tuple[list[float], list[float]]:
+    """Return the points whose precision is defined."""
+    points = [(share, precision) for share, precision in zip(shares, precisions) if precision is not None]
+    return [share for share, _ in points], [precision for _, precision in points]
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ PyTorch's generator reseeded each epoch. A run that was stopped and resumed at a
 """
 
 import copy
+import itertools
 import logging
 import math
 import time
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.efficientnet import stages
 from models.efficientnet_config import EfficientNetConfig
 from utils import metrics
 from utils.running.devices import autocast, autocast_dtype
@@ -29,6 +31,7 @@ from utils.training.optimisation import Optimisation, count_steps, make_loss, ma
 logger = logging.getLogger(__name__)
 
 _VALIDATION_SCORES = ("val_loss", "val_accuracy", "val_macro_f1")
+_BATCH_NORM_WINDOWS = 512  # enough for statistics over batches, and far less work than an epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,8 @@ class TrainingTask:
         Loading processes.
     processes : Processes
         Training processes that share the work.
+    background_label : int, optional
+        The class that ``use_background_mix`` mixes into the others.
     """
 
     model: nn.Module
@@ -61,6 +66,7 @@ class TrainingTask:
     device: torch.device
     n_workers: int = 0
     processes: Processes = Processes()
+    background_label: int | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -69,8 +75,8 @@ class TrainingTask:
 
     def optimisation(self) -> Optimisation:
         """Return a new optimisation of the model, before its first step."""
-        return make_optimisation(self.processes.wrap(self.model), self.config, device=self.device,
-                                 steps_per_epoch=self.steps_per_epoch)
+        network = self.processes.wrap(self.model, partly_frozen=self.config.freeze_epochs > 0)
+        return make_optimisation(network, self.config, device=self.device, steps_per_epoch=self.steps_per_epoch)
 
 
 @dataclass
@@ -126,7 +132,7 @@ def fit(task: TrainingTask, optimisation: Optimisation, history: TrainingHistory
     Parameters
     ----------
     task : TrainingTask
-        What to train; the model is left with its best weights.
+        What to train; the model is left with the best of the weights that were validated.
     optimisation : Optimisation
         That of the task.
     history : TrainingHistory
@@ -144,12 +150,12 @@ def fit(task: TrainingTask, optimisation: Optimisation, history: TrainingHistory
     while history.epoch < config.epochs and not _out_of_patience(history, config):
         started, epoch = time.perf_counter(), history.epoch + 1
         train_loss = train_epoch(task, optimisation, epoch=epoch)
-        logits, labels, scores = _validate(task)
+        logits, labels, scores = _validate(task, optimisation.kept)
         history.add({"epoch": epoch, "train_loss": train_loss, **scores,
                      "learning_rate": optimisation.optimizer.param_groups[0]["lr"],
                      "seconds": round(time.perf_counter() - started, 2)}, monitor=config.monitor)
         if history.is_best:
-            best_weights = copy.deepcopy(task.model.state_dict())
+            best_weights = copy.deepcopy(optimisation.kept.state_dict())
         logger.info("epoch %d/%d: train loss %.3f, val loss %.3f, accuracy %.3f, macro F1 %.3f%s", epoch,
                     config.epochs, train_loss, scores["val_loss"], scores["val_accuracy"], scores["val_macro_f1"],
                     " (best)" if history.is_best else "")
@@ -190,37 +196,102 @@ def train_epoch(task: TrainingTask, optimisation: Optimisation, *, epoch: int) -
     loader = make_loader(task.train, batch_size=config.batch_size, shuffle_seed=epoch_seed,
                          n_workers=task.n_workers, pin_memory=device.type == "cuda",
                          rank=processes.rank, n_processes=processes.n_processes)
-    augment = Augmenter(config=config, n_classes=task.n_classes, epoch=epoch)
+    augment = Augmenter(config=config, n_classes=task.n_classes, epoch=epoch, background_label=task.background_label)
     loss_function = make_loss(config, task.train.labels, n_classes=task.n_classes).to(device)
     dtype = autocast_dtype(device, mixed_precision=config.mixed_precision)
-    optimisation.network.train()
+    _set_training(task, optimisation.network, epoch=epoch)
     total = torch.zeros(2, device=device)  # summed loss, windows
-    n_batches = len(loader)
+    n_batches, n_windows_left = len(loader), len(loader.sampler)  # type: ignore[arg-type]
     for number, batch in enumerate(progress(loader, total=n_batches, description=f"epoch {epoch}", unit="batch",
                                             leave=False)):
+        if number % config.accumulation_steps == 0:
+            # the last group of an epoch may hold fewer windows than the others
+            group_size = min(config.accumulation_steps * config.batch_size, n_windows_left)
+            n_windows_left -= group_size
         inputs, targets = augment(batch, number=number, device=device)
         with autocast(device, dtype):
             logits = optimisation.network(inputs)
-        loss = loss_function(logits.float(), targets)
-        # the last group of an epoch may hold fewer batches than the others
-        first_of_group = number - number % config.accumulation_steps
-        group_size = min(config.accumulation_steps, n_batches - first_of_group)
+        loss = loss_function(logits.float(), targets).sum()
         optimisation.backward(loss / group_size)
-        if number + 1 == first_of_group + group_size:
+        if (number + 1) % config.accumulation_steps == 0 or number + 1 == n_batches:
             optimisation.step()
-        total += torch.stack([loss.detach(), torch.ones_like(loss)]) * len(inputs)
+        total += torch.stack([loss.detach(), torch.full_like(loss, len(inputs))])
     summed_loss, n_windows = processes.sum(total).tolist()
     return summed_loss / n_windows
 
 
-def _validate(task: TrainingTask) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+def _set_training(task: TrainingTask, network: nn.Module, *, epoch: int) -> None:
+    """Put a network into training mode, but for what an epoch keeps as it is.
+
+    What is frozen stays in evaluation mode: its batch norms keep their statistics and no block is dropped.
+    """
+    config = task.config
+    network.train()
+    if config.freeze_batch_norm:
+        for norm in _batch_norms(task.model):
+            norm.eval()
+    if config.freeze_epochs:
+        learns = epoch > config.freeze_epochs
+        for module in itertools.chain(*stages(task.model)[:-1]):
+            module.requires_grad_(learns)
+            if not learns:
+                module.eval()
+
+
+def _batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def _validate(task: TrainingTask, model: nn.Module) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     """Return validation logits, labels and scores; logits and labels are empty but on the main process."""
     logits, labels, scores = np.empty(0), np.empty(0), {}
     if task.processes.is_main:
-        logits, labels = predict_logits(task.model, task.val, config=task.config, device=task.device,
+        if task.config.reestimate_batch_norm:
+            reestimate_batch_norm(model, task.train, config=task.config, device=task.device, n_workers=task.n_workers)
+        logits, labels = predict_logits(model, task.val, config=task.config, device=task.device,
                                         n_workers=task.n_workers)
         scores = validation_scores(logits, labels, n_classes=task.n_classes)
     return logits, labels, task.processes.from_main(scores, _VALIDATION_SCORES, task.device)
+
+
+@torch.no_grad()
+def reestimate_batch_norm(model: nn.Module, dataset: SpectrogramDataset | ArrayDataset, *, config: EfficientNetConfig,
+                          device: torch.device, n_workers: int) -> None:
+    """Take the statistics of a model's batch norms anew: the mean over batches of clean windows.
+
+    While training, running statistics lag behind the weights and are those of augmented windows, and those of an
+    average of weights belong to none. Wu & Johnson (2021), "Rethinking 'Batch' in BatchNorm", section 3.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        On the device; left in evaluation mode. Its dropout and stochastic depth are off meanwhile, as they are when
+        the statistics are used.
+    dataset : SpectrogramDataset or ArrayDataset
+        Training windows: the same random ones each time, whole batches of up to 512 windows in all.
+    config : EfficientNetConfig
+        ``batch_size``, ``mixed_precision``, ``seed``.
+    device : torch.device
+        Where to compute.
+    n_workers : int
+        Loading processes.
+    """
+    momenta = {norm: norm.momentum for norm in _batch_norms(model)}
+    loader = make_loader(dataset, batch_size=config.batch_size, shuffle_seed=config.seed, n_workers=n_workers,
+                         pin_memory=device.type == "cuda")
+    n_batches = max(1, min(len(dataset), _BATCH_NORM_WINDOWS) // config.batch_size)
+    dtype = autocast_dtype(device, mixed_precision=config.mixed_precision)
+    model.eval()
+    for norm in momenta:
+        norm.reset_running_stats()
+        norm.momentum = None  # PyTorch's word for the mean of all batches
+        norm.train()
+    for batch in itertools.islice(loader, n_batches):
+        with autocast(device, dtype):
+            model(batch.log_mel.to(device, non_blocking=True))
+    for norm, momentum in momenta.items():
+        norm.momentum = momentum
+    model.eval()
 
 
 @torch.inference_mode()

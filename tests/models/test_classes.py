@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from models.classes import ClassList, Decision, DecisionRules
+from models.classes import NO_ANSWER, ClassList, Decision, DecisionRules
 from models.efficientnet_config import DEFAULT_CLASS_NAMES
 from models.errors import ConfigError, ManifestError
 
@@ -56,3 +57,12 @@ def test_a_reject_class_that_the_model_lacks_has_no_probability():
 def test_of_equal_classes_the_first_is_on_top(names):
     decision = DecisionRules({"owl": 0.5, "fox": 0.5}, "other").decide(dict.fromkeys(names, 0.5))
     assert decision == Decision(names[0], 0.5, True, names[0], 0.5)
+
+
+def test_many_rows_are_decided_as_one_is(rng):
+    names = ("fox", "other", "owl")
+    probabilities = np.round(rng.dirichlet(np.ones(3), size=200), 1)  # rounded: some are equal, some at a threshold
+    found = RULES.answers(probabilities, names)
+    decided = [RULES.decide(dict(zip(names, row))).predicted_class for row in probabilities]
+    assert [names[answer] if answer != NO_ANSWER else "other" for answer in found] == decided
+    assert {NO_ANSWER, 0, 2} == set(found)

@@ -5,11 +5,13 @@ import pytest
 import torch
 from efficientnet_pytorch import EfficientNet
 from torch import nn
+from torch.nn import functional
 from torchvision.models import resnet18
 
 from models import efficientnet
-from models.efficientnet import (ClipNormaliser, LegacyNormaliser, build_legacy_resnet18, build_model,
-                                 load_imagenet_weights, state_dict_problem)
+from models.efficientnet import (ClipNormaliser, LegacyNormaliser, batch_norm_epsilon, body_weights,
+                                 build_legacy_resnet18, build_model, classifier_of, lite_weights, load_body,
+                                 load_imagenet_weights, stages, state_dict_problem)
 from models.efficientnet_config import MODEL_NAMES, EfficientNetConfig
 from models.errors import CheckpointError, ConfigError
 
@@ -130,6 +132,119 @@ def test_state_dict_problem_names_the_first_difference():
     assert state_dict_problem(expected, {**expected, "c": torch.zeros(1)}) == "c is not part of it"
     assert state_dict_problem(expected, {**expected, "b": torch.zeros(4)}) == "b has shape (4,), expected (3,)"
 
+
+# body and classifier
+
+@pytest.mark.parametrize("model_name", MODEL_NAMES)
+def test_the_body_is_all_but_the_classifier(model_name):
+    model = build(model_name)
+    body, own = body_weights(model, model_name=model_name), model.backbone.state_dict()
+    prefix = "fc." if model_name == "resnet18" else "_fc."
+    assert sorted(set(own) - set(body)) == [prefix + "bias", prefix + "weight"]
+    assert all(torch.equal(value, own[name]) for name, value in body.items())
+    assert classifier_of(model).weight is model.backbone.get_parameter(prefix + "weight")
+
+
+@pytest.mark.parametrize("model_name", LIBRARY_MODELS)
+def test_the_classifier_makes_logits_of_embeddings(model_name):
+    model, clips = trained(model_name), log_mels(2, 1, 64, 96)
+    with torch.inference_mode():
+        assert_same_logits(classifier_of(model)(model.embed(clips)), model(clips))
+
+
+@pytest.mark.parametrize("model_name", LIBRARY_MODELS)
+def test_a_body_carries_its_embeddings_to_another_set_of_classes(model_name):
+    given, clips = trained(model_name), log_mels(2, 1, 64, 96)
+    model = build_model(EfficientNetConfig(model_name=model_name, seed=5), N_CLASSES + 3)
+    before = classifier_of(model).weight.detach().clone()
+    load_body(model, body_weights(given, model_name=model_name), model_name=model_name)
+    assert torch.equal(classifier_of(model).weight, before)
+    with torch.inference_mode():
+        assert torch.equal(model.eval().embed(clips), given.embed(clips))
+
+
+def test_a_loaded_body_is_a_copy():
+    given, model = build(seed=1), build(seed=2)
+    weights = body_weights(given, model_name="efficientnet-b0")
+    load_body(model, weights, model_name="efficientnet-b0")
+    with torch.no_grad():
+        given.backbone._conv_stem.weight.zero_()
+    assert model.backbone._conv_stem.weight.abs().max() > 0
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    (lambda: body_weights(build("efficientnet-b1"), model_name="efficientnet-b1"),
+     r"initial weights are not those of efficientnet-b0: _blocks\.1\._expand_conv\.weight is missing"),
+    (lambda: body_weights(build("resnet18"), model_name="resnet18"),
+     "initial weights are not those of efficientnet-b0: _conv_stem.weight is missing"),
+    (lambda: build().backbone.state_dict(), r"_fc\.weight is not part of it"),
+])
+def test_a_body_of_another_network_is_refused(given, message):
+    model = build()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message):
+        load_body(model, given(), model_name="efficientnet-b0")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 2e-4])
+def test_the_batch_norms_tell_their_epsilon(epsilon):
+    assert batch_norm_epsilon(build(batch_norm_epsilon=epsilon)) == epsilon
+
+
+# EfficientNet-Lite0
+
+def lite_state(model):
+    """Return the weights that a Lite network has: no squeeze-and-excitation, three colours."""
+    weights = {name: value for name, value in model.backbone.state_dict().items() if "_se_" not in name}
+    weights["_conv_stem.weight"] = weights["_conv_stem.weight"].expand(-1, 3, -1, -1) / 3
+    return weights
+
+
+def test_lite_weights_fill_what_the_lite_network_lacks():
+    model, lite = build(seed=1), lite_state(build(seed=2))
+    before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
+    load_imagenet_weights(model, lite_weights(lite, model), model_name="efficientnet-b0")
+    own = model.backbone.state_dict()
+    assert sum("_se_" in name for name in own) == 64
+    for name, value in own.items():
+        if "_se_expand" in name:
+            assert (value == (3.0 if name.endswith("bias") else 0.0)).all()
+        elif "_se_reduce" in name:
+            assert torch.equal(value, before[name])
+        elif not name.startswith(("_fc.", "_conv_stem.")):
+            assert torch.equal(value, lite[name])
+
+
+def test_lite_weights_leave_what_they_are_given_alone():
+    lite = lite_state(build(seed=2))
+    names = set(lite)
+    lite_weights(lite, build())
+    assert set(lite) == names
+
+
+def test_squeeze_and_excitation_lets_every_channel_of_lite_weights_pass():
+    model = build().eval()
+    load_imagenet_weights(model, lite_weights(lite_state(trained()), model), model_name="efficientnet-b0")
+    block, seen = model.backbone._blocks[3], {}
+    block._se_reduce.register_forward_pre_hook(lambda _, inputs: seen.update(pooled=inputs[0]))
+    block._bn1.register_forward_hook(lambda *of_layer: seen.update(normed=of_layer[-1]))
+    block._project_conv.register_forward_pre_hook(lambda _, inputs: seen.update(passed=inputs[0]))
+    with torch.inference_mode():
+        model(log_mels(2, 1, 64, 96))
+    activated = functional.silu(seen["normed"])
+    assert seen["pooled"].abs().max() > 0
+    torch.testing.assert_close(seen["passed"], activated * torch.sigmoid(torch.tensor(3.0)), rtol=GAIN, atol=GAIN)
+
+
+def test_squeeze_and_excitation_of_lite_weights_can_learn():
+    model = build()
+    load_imagenet_weights(model, lite_weights(lite_state(trained()), model), model_name="efficientnet-b0")
+    model(log_mels(4, 1, 32, 32)).square().sum().backward()
+    assert all(block._se_expand.weight.grad.abs().max() > 0 for block in model.backbone._blocks)
+
+
+# exactness
 
 @pytest.mark.parametrize("size", [(64, 96), (65, 97), (33, 50), (128, 31)])
 def test_the_rewritten_convolutions_are_exact(size):
@@ -275,3 +390,42 @@ def test_depthwise_gradients_in_bfloat16_are_those_of_float32(kernel, stride):
     assert (output.float() - exact).abs().max() <= 2 * BFLOAT16_STEP * exact.abs().max()
     assert layer.weight.grad.dtype == torch.float32
     assert (layer.weight.grad - expected).abs().max() <= 2 * BFLOAT16_STEP * expected.abs().max()
+
+
+# stages
+
+@pytest.mark.parametrize("model_name", MODEL_NAMES)
+def test_every_parameter_belongs_to_one_stage(model_name):
+    model = build(model_name)
+    staged = [id(p) for stage in stages(model) for module in stage for p in module.parameters()]
+    assert len(staged) == len(set(staged))
+    assert set(staged) == {id(p) for p in model.parameters()}
+
+
+def test_the_stages_of_an_efficientnet_by_hand():
+    model = build("efficientnet-b0")
+    found, backbone = stages(model), model.backbone
+    assert found[0] == (backbone._conv_stem, backbone._bn0)
+    # Tan & Le (2019), table 1: 1, 2, 2, 3, 3, 4 and 1 blocks, each stage of one width
+    assert [len(stage) for stage in found[1:8]] == [1, 2, 2, 3, 3, 4, 1]
+    assert [{block._bn2.num_features for block in stage} for stage in found[1:8]] == [
+        {16}, {24}, {40}, {80}, {112}, {192}, {320}]
+    assert found[8:] == ((backbone._conv_head, backbone._bn1), (backbone._fc,))
+
+
+def test_a_deeper_efficientnet_has_deeper_stages_of_one_width():
+    found = stages(build("efficientnet-b3"))
+    assert [len({block._bn2.num_features for block in stage}) for stage in found[1:8]] == [1] * 7
+    assert sum(len(stage) for stage in found[1:8]) == 26
+
+
+def test_the_stages_of_a_resnet_by_hand():
+    model = build("resnet18")
+    backbone = model.backbone
+    assert stages(model) == ((backbone.conv1, backbone.bn1), (backbone.layer1,), (backbone.layer2,),
+                             (backbone.layer3,), (backbone.layer4,), (backbone.fc,))
+
+
+def test_another_network_has_no_stages():
+    with pytest.raises(TypeError, match="only a SpectrogramClassifier has stages, got Linear"):
+        stages(nn.Linear(3, 2))

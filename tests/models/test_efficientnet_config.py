@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from models.efficientnet_config import (DEFAULT_CLASS_NAMES, DEFAULT_PRESET, DEFAULT_THRESHOLDS, AugmentationConfig,
-                                        EfficientNetConfig, FrontendConfig, get_config, list_configs)
+                                        EfficientNetConfig, FrontendConfig, get_config, list_configs,
+                                        with_distillation_settings, with_start_settings)
 from models.errors import ConfigError, NightScanError
 from tests.conftest import PROJECT
 
@@ -147,10 +148,31 @@ def test_the_edges_of_the_front_end_are_allowed(values):
     ({"time_stretch_range": (0.0, 1.2)}, "time_stretch_range must be positive"),
     ({"gain_db_range": (1.0, 2.0, 3.0)}, "gain_db_range must be 2 values"),
     ({"noise_snr_db_range": 8.0}, "noise_snr_db_range must be 2 values"),
+    ({"equaliser_gain_db_range": (9.0, -9.0)}, "equaliser_gain_db_range must be ordered low, high"),
+    ({"background_snr_db_range": (20.0, 5.0)}, "background_snr_db_range must be ordered low, high"),
+    ({"low_pass_share_range": (0.0, 1.0)}, "low_pass_share_range must be in"),
+    ({"low_pass_share_range": (0.5, 1.5)}, "low_pass_share_range must be in"),
 ])
 def test_an_impossible_augmentation_is_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         AugmentationConfig(**values)
+
+
+def test_what_begins_frozen_must_thaw():
+    with pytest.raises(ConfigError, match=r"freeze_epochs must be below epochs \(3\), got 3: lower --freeze_epochs or"
+                                          " raise --epochs"):
+        EfficientNetConfig(epochs=3, freeze_epochs=3)
+    assert EfficientNetConfig(epochs=3, freeze_epochs=2).freeze_epochs == 2
+
+
+def test_new_augmentations_are_off_unless_asked_for():
+    config = AugmentationConfig()
+    assert not (config.use_equaliser or config.use_low_pass or config.use_background_mix)
+
+
+def test_a_short_run_may_have_any_warm_up():
+    """Models of 2.0.0 have been trained so, and must be read; the schedule shortens it."""
+    assert EfficientNetConfig(epochs=1).warmup_epochs == 2
 
 
 @pytest.mark.parametrize(("build", "message"), [
@@ -209,3 +231,81 @@ def test_only_the_standard_library_is_imported():
     imported = set(answer.stdout.split())
     assert "models" in imported
     assert imported - {"models"} <= set(sys.stdlib_module_names)
+
+
+# starts
+
+@pytest.mark.parametrize(("pretrained", "start"), [(True, "imagenet"), (False, "none")])
+def test_a_config_of_2_0_0_says_pretrained(pretrained, start):
+    values = {"epochs": 3, "pretrained": pretrained}
+    assert EfficientNetConfig.from_dict(values) == EfficientNetConfig(epochs=3, initial_weights=start)
+    assert values == {"epochs": 3, "pretrained": pretrained}
+
+
+@pytest.mark.parametrize("pretrained", ["yes", 1, None, "starter"])
+def test_pretrained_is_true_or_false(pretrained):
+    with pytest.raises(ConfigError, match=f"pretrained must be true or false, got {pretrained!r}"):
+        EfficientNetConfig.from_dict({"pretrained": pretrained})
+
+
+def test_the_newer_name_counts_where_both_are_given():
+    assert EfficientNetConfig.from_dict({"pretrained": True, "initial_weights": "a.pth"}).initial_weights == "a.pth"
+
+
+def test_only_the_newer_name_is_written():
+    assert "pretrained" not in EfficientNetConfig.from_dict({"pretrained": True}).to_dict()
+
+
+def test_a_start_needs_a_name():
+    assert EfficientNetConfig().initial_weights == "starter"
+    with pytest.raises(ConfigError, match="initial_weights must be starter, imagenet, none or a file, got ' '"):
+        EfficientNetConfig(initial_weights=" ")
+
+
+@pytest.mark.parametrize("bring", [with_start_settings, with_distillation_settings])
+def test_what_was_given_stays(bring):
+    config = get_config("efficientnet_b0_fast").replace(epochs=3, learning_rate=7e-5, drop_connect_rate=0.1)
+    given = {"epochs", "learning_rate", "drop_connect_rate", "initial_weights", "batch_size", "warmup_epochs"}
+    assert given <= {f.name for f in dataclasses.fields(EfficientNetConfig)}
+    brought = bring(config, given=given)
+    assert all(getattr(brought, name) == getattr(config, name) for name in given)
+
+
+def test_a_start_brings_its_own_length_and_rate_and_a_preset_keeps_those_of_training_from_scratch():
+    preset = get_config("efficientnet_b3_best")
+    knowing, seeing, fresh = (with_start_settings(preset.replace(initial_weights=start), given={"initial_weights"})
+                              for start in ("starter", "imagenet", "none"))
+    assert fresh.epochs == preset.epochs
+    assert knowing.epochs < fresh.epochs and seeing.epochs < fresh.epochs
+    assert knowing.learning_rate < seeing.learning_rate  # what knows more is changed less
+    for config in (knowing, seeing, fresh):
+        assert (config.model_name, config.batch_size) == (preset.model_name, preset.batch_size)
+
+
+def test_a_file_is_a_start_that_knows_something():
+    preset = get_config("efficientnet_b0_fast")
+    from_file = with_start_settings(preset.replace(initial_weights="mine.pth"), given={"initial_weights"})
+    assert from_file.replace(initial_weights="starter") == with_start_settings(preset, given=())
+
+
+def test_each_setting_is_kept_by_itself():
+    preset = get_config("efficientnet_b0_fast")
+    kept = with_start_settings(preset.replace(epochs=77), given={"epochs"})
+    assert kept.epochs == 77
+    assert kept.replace(epochs=preset.epochs) == with_start_settings(preset, given=()).replace(epochs=preset.epochs)
+
+
+def test_a_distillation_begins_with_pictures_unless_told():
+    preset = get_config("efficientnet_b1_balanced")
+    assert with_distillation_settings(preset, given=()).initial_weights == "imagenet"
+    assert with_distillation_settings(preset, given={"initial_weights"}).initial_weights == "starter"
+    assert with_distillation_settings(preset, given=()).model_name == preset.model_name
+
+
+@pytest.mark.parametrize("name", list_configs())
+@pytest.mark.parametrize("start", ["starter", "imagenet", "none", "file.pth"])
+def test_every_preset_can_have_every_start(name, start):
+    """Impossible combinations of a preset and what a start brings would be refused."""
+    config = get_config(name).replace(initial_weights=start)
+    assert with_start_settings(config, given={"initial_weights"}).initial_weights == start
+    assert with_distillation_settings(config, given={"initial_weights"}).initial_weights == start

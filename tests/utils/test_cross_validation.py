@@ -33,11 +33,11 @@ class SmallNetwork(nn.Module):
 
 @pytest.fixture
 def small_network(monkeypatch):
-    def make_model(config, n_classes, *, weights_file):
+    def begin(config, n_classes):
         torch.manual_seed(config.seed)
-        return SmallNetwork(n_classes)
+        return SmallNetwork(n_classes), config
 
-    monkeypatch.setattr(cv, "make_model", make_model)
+    monkeypatch.setattr(cv, "begin", begin)
 
 
 @pytest.fixture
@@ -96,6 +96,20 @@ def test_each_recording_is_held_out_once_and_whole(manifests, tmp_path, monkeypa
     everything = {recording for manifest in manifests for recording in manifest.recording_ids()}
     assert set.union(*folds) == everything
     assert sum(map(len, folds)) == len(everything)
+
+
+def test_a_fold_is_calibrated_by_the_recordings_that_chose_its_epoch(manifests, tmp_path, monkeypatch, small_network):
+    taken, fitted_on = spy_on_rows(monkeypatch), []
+    usual = cv.calibration.fit
+
+    def fit(logits, labels, *, recording_ids):
+        fitted_on.append((labels.tolist(), list(recording_ids)))
+        return usual(logits, labels, recording_ids=recording_ids)
+
+    monkeypatch.setattr(cv.calibration, "fit", fit)
+    run(manifests, tmp_path, config=tiny_config(epochs=1))
+    selections = taken[1:][1::3]
+    assert fitted_on == [(rows["label"].tolist(), list(rows["recording_id"])) for rows in selections]
 
 
 def test_mean_and_deviation_are_those_of_the_folds(manifests, tmp_path, small_network):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
+from models.classes import DecisionRules
 from models.errors import ConfigError
 from utils import metrics
 
@@ -210,3 +211,59 @@ def test_inputs_are_not_changed_and_nothing_warns(rng):
         metrics.evaluate(probabilities, labels, class_names=CLASS_NAMES)
     np.testing.assert_array_equal(probabilities, before[0])
     np.testing.assert_array_equal(labels, before[1])
+
+
+# what is answered
+
+def answered_by_hand():
+    probabilities = np.array([[0.9, 0.1, 0.0], [0.7, 0.2, 0.1], [0.6, 0.4, 0.0], [0.1, 0.8, 0.1], [0.2, 0.6, 0.2],
+                              [0.1, 0.2, 0.7], [0.0, 0.3, 0.7], [0.5, 0.1, 0.4]])
+    labels = np.array([0, 0, 1, 1, 0, 2, 1, 2])
+    segments = metrics.ScoredSegments(probabilities, labels, ("owl", "fox", "other"))
+    return segments, DecisionRules({"owl": 0.5, "fox": 0.7, "other": 0.9}, reject_class="other")
+
+
+def test_answers_by_hand():
+    found = metrics.answered_scores(*answered_by_hand())
+    json.dumps(found, allow_nan=False)
+    # rows 0 to 3 and 7 are answered: owl, owl, owl (a fox), fox, owl (an unknown)
+    assert (found["reject_class"], found["n_answered"], found["n_unknown"]) == ("other", 5, 2)
+    assert found["share"] == pytest.approx(5 / 8) and found["precision"] == pytest.approx(3 / 5)
+    assert found["unknown_rejected"] == pytest.approx(1 / 2)
+    assert found["per_class"] == [
+        {"class_name": "owl", "threshold": 0.5, "n_answered": 4, "precision": pytest.approx(2 / 4),
+         "recall": pytest.approx(2 / 3)},
+        {"class_name": "fox", "threshold": 0.7, "n_answered": 1, "precision": pytest.approx(1.0),
+         "recall": pytest.approx(1 / 3)}]
+
+
+def test_the_curve_of_answers_by_hand():
+    curve = metrics.answered_scores(*answered_by_hand())["curve"]
+    rows = {threshold: (share, precision) for threshold, share, precision in zip(*curve.values())}
+    assert rows[0.0] == pytest.approx((6 / 8, 3 / 6))  # the reject class on top is no answer at any threshold
+    assert rows[0.65] == pytest.approx((3 / 8, 1.0))
+    assert rows[0.9] == pytest.approx((1 / 8, 1.0))
+    assert rows[0.95] == (0.0, None)
+    assert all(first >= second for first, second in zip(curve["share"], curve["share"][1:]))
+
+
+def test_a_model_that_knows_no_reject_class_is_asked_for_no_unknown(rng):
+    segments = metrics.ScoredSegments(*draw(rng), CLASS_NAMES)
+    found = metrics.answered_scores(segments, DecisionRules(dict.fromkeys(CLASS_NAMES, 0.0), "unknown_species"))
+    assert (found["share"], found["n_unknown"], found["unknown_rejected"]) == (1.0, 0, None)
+    assert found["precision"] == pytest.approx(metrics.evaluate_segments(segments)["accuracy"], abs=EXACT)
+    nothing = metrics.answered_scores(segments, DecisionRules(dict.fromkeys(CLASS_NAMES, 1.0), "unknown_species"))
+    assert (nothing["share"], nothing["precision"]) == (0.0, None)
+
+
+def test_weighted_answers_count_rows_as_often_as_they_were_drawn(rng):
+    segments, rules = answered_by_hand()
+    drawn_rows = rng.integers(0, 3, size=8)
+    rows = np.repeat(np.arange(8), drawn_rows)
+    repeated = metrics.ScoredSegments(segments.probabilities[rows], segments.labels[rows], segments.class_names)
+    overall, by_class = metrics.weighted_answers(segments, drawn_rows[:, None].astype(float), rules=rules)
+    expected = metrics.answered_scores(repeated, rules)
+    for name, values in overall.items():
+        assert expected[name] == (pytest.approx(values[0], abs=EXACT) if np.isfinite(values[0]) else None)
+    for k, row in enumerate(expected["per_class"]):
+        assert row["recall"] == pytest.approx(by_class["recall"][k, 0], abs=EXACT)

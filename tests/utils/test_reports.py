@@ -1,3 +1,4 @@
+import dataclasses
 import warnings
 
 import librosa
@@ -8,6 +9,7 @@ import pytest
 
 from models.efficientnet_config import FrontendConfig
 from models.calibration import Calibration
+from models.classes import DecisionRules
 from utils import metrics, reports
 
 LEAST_PNG_BYTES = 5_000  # an empty white figure of these sizes is smaller
@@ -46,9 +48,12 @@ def predictions(rng):
 def results(predictions):
     """A perfect model and a weak one, with made-up intervals; those of the absent class are not told."""
     def describe(name, probabilities, labels):
-        scores = metrics.evaluate(probabilities, labels, class_names=CLASS_NAMES)
+        segments = metrics.ScoredSegments(probabilities, labels, CLASS_NAMES)
+        scores = metrics.evaluate_segments(segments)
+        rules = DecisionRules(dict.fromkeys(CLASS_NAMES, 0.6), "unknown")
         return metrics.ModelScores(
-            name=name, metrics=scores, intervals=dict.fromkeys(scores, (0.25, 0.75)),
+            name=name, metrics=scores, answered=metrics.answered_scores(segments, rules),
+            intervals=dict.fromkeys(scores, (0.25, 0.75)),
             class_intervals=[{"f1": (0.1, 0.9) if row["support"] else None} for row in scores["per_class"]])
 
     probabilities, labels = predictions
@@ -144,9 +149,10 @@ def test_curves_by_hand(tmp_path, figures, plot, points, told):
     np.testing.assert_allclose(lines[told].get_xydata(), points)
 
 
-def test_reliability_is_drawn_with_empty_bins(tmp_path, predictions):
-    reports.plot_reliability(tmp_path / "reliability.png", *predictions)
+def test_reliability_is_drawn_with_empty_bins_and_says_whose_it_is(tmp_path, predictions, figures):
+    reports.plot_reliability(tmp_path / "reliability.png", *predictions, title="validation, cross-fitted")
     assert_is_a_picture(tmp_path / "reliability.png")
+    assert figures[0].get_suptitle().startswith("validation, cross-fitted\nexpected calibration error 0.")
 
 
 @pytest.mark.parametrize("n_models", [1, 2])
@@ -166,6 +172,25 @@ def test_comparison_draws_each_score_of_each_model_with_its_interval(tmp_path, r
         assert [bar.get_width() for bar in bars] == [row["f1"] or 0 for row in result.metrics["per_class"]]
     assert {tuple(line.get_xdata()) for line in left.lines} == {(0.25, 0.75)}
     assert len(right.lines) == 2 * 3  # two models, three classes that occur
+
+
+@pytest.mark.parametrize("n_models", [1, 2])
+def test_coverage_is_drawn_with_the_deployed_point_of_each_model(tmp_path, results, figures, n_models):
+    reports.plot_coverage(tmp_path / "coverage.png", results[:n_models])
+    assert_is_a_picture(tmp_path / "coverage.png")
+    lines = figures[0].axes[0].lines
+    assert len(lines) == 2 * n_models
+    for curve, point, result in zip(lines[::2], lines[1::2], results):
+        assert point.get_xydata().tolist() == [[result.answered["share"], result.answered["precision"]]]
+        told = result.answered["curve"]
+        assert curve.get_xydata().tolist() == [[share, precision] for share, precision
+                                               in zip(told["share"], told["precision"]) if precision is not None]
+
+
+def test_coverage_of_a_model_that_answers_nothing_is_an_empty_picture(tmp_path, results, figures):
+    told = {"share": 0.0, "precision": None, "curve": {"threshold": [0.0], "share": [0.0], "precision": [None]}}
+    reports.plot_coverage(tmp_path / "coverage.png", [dataclasses.replace(results[0], answered=told)])
+    assert all(not len(line.get_xydata()) for line in figures[0].axes[0].lines)
 
 
 def test_a_picture_that_fails_leaves_the_old_one(tmp_path, predictions):

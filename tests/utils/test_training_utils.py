@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.efficientnet import build_model
+from models.efficientnet import build_model, stages
 from models.efficientnet_config import AugmentationConfig
 from models.errors import ConfigError
 from tests.conftest import tiny_config
@@ -14,7 +14,8 @@ from utils import training_utils
 from utils.running.devices import resolve_device, use_deterministic_algorithms
 from utils.storage.spectrograms import ArrayDataset
 from utils.training.optimisation import Optimisation
-from utils.training_utils import (TrainingHistory, TrainingTask, fit, predict_logits, train_epoch, validation_scores)
+from utils.training_utils import (TrainingHistory, TrainingTask, fit, predict_logits, reestimate_batch_norm,
+                                  train_epoch, validation_scores)
 
 CPU = torch.device("cpu")
 ROUNDING = 1e-6  # float32 sums of a few dozen terms, added in another order
@@ -104,7 +105,19 @@ def test_accumulated_batches_equal_one_large_batch(rng):
     torch.testing.assert_close(trained[0][1], trained[1][1], rtol=0, atol=ROUNDING)
 
 
-def test_a_short_last_group_counts_by_its_own_batches(rng):
+def test_each_window_of_a_step_weighs_the_same(rng):
+    """Of 33 windows in batches of 32, the lone one weighed as much as all the others together."""
+    dataset = windows(rng, 33)
+    trained = []
+    for batch_size, accumulation_steps in ((33, 1), (32, 2)):
+        task = linear_task(dataset, batch_size=batch_size, accumulation_steps=accumulation_steps)
+        loss = train_epoch(task, plain_descent(task.model, learning_rate=0.5), epoch=1)
+        trained.append((loss, task.model.layer.weight.detach()))
+    assert trained[0][0] == pytest.approx(trained[1][0])
+    torch.testing.assert_close(trained[0][1], trained[1][1], rtol=0, atol=ROUNDING)
+
+
+def test_a_short_last_group_counts_by_its_own_windows(rng):
     """Three batches in groups of two: the lone third makes a step as long as it would alone."""
     log_mels = np.repeat(rng.standard_normal((1, N_MELS, N_FRAMES)).astype(np.float32), 6, axis=0)
     task = linear_task(ArrayDataset(log_mels, np.zeros(6, dtype=int)), batch_size=2, accumulation_steps=2)
@@ -117,6 +130,117 @@ def test_a_short_last_group_counts_by_its_own_batches(rng):
             for parameter, gradient in zip(expected.parameters(), gradients, strict=True):
                 parameter -= 0.1 * gradient
     torch.testing.assert_close(task.model.layer.weight, expected.layer.weight, rtol=0, atol=ROUNDING)
+
+
+# what an epoch keeps as it is
+
+def resnet_task(rng, **changes):
+    log_mels = (-40 + 10 * rng.standard_normal((8, 16, 16))).astype(np.float32)
+    config = tiny_config(model_name="resnet18", batch_size=4, dropout_rate=0.5, **changes)
+    return make_task(build_model(config, 2), ArrayDataset(log_mels, np.arange(8) % 2), config)
+
+
+def changed_tensors(model, before):
+    return {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def test_in_a_frozen_epoch_only_the_classifier_changes(rng):
+    task = resnet_task(rng, freeze_epochs=1, weight_decay=0.5)
+    optimisation, before = task.optimisation(), copy.deepcopy(task.model.state_dict())
+    train_epoch(task, optimisation, epoch=1)
+    classifier = {"backbone.fc.weight", "backbone.fc.bias"}
+    assert changed_tensors(task.model, before) == classifier
+    body = [module for stage in stages(task.model)[:-1] for part in stage for module in part.modules()]
+    assert not any(module.training for module in body) and task.model.backbone.fc.training  # dropout goes on
+    train_epoch(task, optimisation, epoch=2)
+    assert all(module.training for module in body)
+    assert changed_tensors(task.model, before) == set(before)
+
+
+def test_stochastic_depth_stays_out_of_a_frozen_body(rng):
+    log_mels = (-40 + 10 * rng.standard_normal((4, 32, 32))).astype(np.float32)
+    config = tiny_config(batch_size=4, drop_connect_rate=0.9, freeze_epochs=1, epochs=2, learning_rate=1e-9)
+    task = make_task(build_model(config, 2), ArrayDataset(log_mels, np.arange(4) % 2), config)
+    before = predict_logits(task.model, task.train, config=config, device=CPU, n_workers=0)[0]
+    expected = nn.functional.cross_entropy(torch.from_numpy(before), torch.from_numpy(task.train.labels)).item()
+    assert train_epoch(task, task.optimisation(), epoch=1) == pytest.approx(expected, rel=1e-5)
+
+
+def test_frozen_batch_norms_keep_their_statistics_and_learn_their_weights(rng):
+    task = resnet_task(rng, freeze_batch_norm=True)
+    before = copy.deepcopy(task.model.state_dict())
+    train_epoch(task, task.optimisation(), epoch=1)
+    statistics = {name for name in before if "running" in name or "num_batches" in name}
+    assert statistics and changed_tensors(task.model, before) == set(before) - statistics
+
+
+# what is validated
+
+def test_the_average_is_validated_and_kept_and_the_newest_weights_go_on(rng):
+    log_mels = (-40 + 10 * rng.standard_normal((8, 16, 16))).astype(np.float32)
+    config = tiny_config(model_name="resnet18", batch_size=4, epochs=2, ema_decay=0.9, monitor="loss")
+    task = make_task(build_model(config, 2), ArrayDataset(log_mels, np.arange(8) % 2), config)
+    plain = make_task(build_model(config, 2), task.train, config.replace(ema_decay=0.0))
+    optimisation, trained, shown = task.optimisation(), [], []
+
+    def after_epoch(history, logits, labels):
+        trained.append(copy.deepcopy(task.model.state_dict()))
+        expected, _ = predict_logits(optimisation.kept, task.val, config=config, device=CPU, n_workers=0)
+        shown.append(np.array_equal(logits, expected))
+
+    history = TrainingHistory()
+    best = fit(task, optimisation, history, after_epoch=after_epoch)
+    assert shown == [True, True]
+    train_epoch(plain, plain_optimisation := plain.optimisation(), epoch=1)
+    train_epoch(plain, plain_optimisation, epoch=2)
+    newest = plain.model.state_dict()
+    assert all(torch.equal(value, newest[name]) for name, value in trained[1].items())
+    assert history.best_epoch == 2
+    assert changed_tensors(task.model, newest)
+    assert not changed_tensors(task.model, best) and not changed_tensors(optimisation.kept, best)
+
+
+def test_batch_norm_statistics_are_taken_anew_from_clean_windows(rng):
+    dataset = windows(rng, 8, scale=3.0)
+    model = nn.Sequential(nn.BatchNorm2d(1, momentum=0.3), nn.Dropout(0.9), nn.BatchNorm2d(1, momentum=0.2),
+                          nn.Flatten(), nn.Linear(N_MELS * N_FRAMES, 2))
+    model[0].running_mean.fill_(100.0)
+    reestimate_batch_norm(model, dataset, config=tiny_config(batch_size=8), device=CPU, n_workers=0)
+    clean = torch.stack([dataset[index][0] for index in range(8)])
+    torch.testing.assert_close(model[0].running_mean, clean.mean().reshape(1), rtol=0, atol=ROUNDING)
+    torch.testing.assert_close(model[0].running_var, clean.var().reshape(1), rtol=1e-5, atol=0)
+    # without dropout, the second one sees what the first one normalised
+    torch.testing.assert_close(model[2].running_var, torch.full((1,), 160 / 159), rtol=1e-4, atol=0)
+    assert (model[0].momentum, model[2].momentum) == (0.3, 0.2)
+    assert not any(module.training for module in model.modules())
+
+
+def test_batch_norm_statistics_are_the_mean_over_whole_batches_of_a_limited_number_of_windows(rng, monkeypatch):
+    monkeypatch.setattr(training_utils, "_BATCH_NORM_WINDOWS", 7)
+    sizes = []
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(N_MELS * N_FRAMES, 2))
+    model[0].register_forward_hook(lambda module, inputs, outputs: sizes.append(inputs[0].clone()))
+    config = tiny_config(batch_size=3)
+    reestimate_batch_norm(model, windows(rng, 20), config=config, device=CPU, n_workers=0)
+    assert [len(batch) for batch in sizes] == [3, 3]
+    expected = torch.stack([batch.mean() for batch in sizes]).mean()
+    torch.testing.assert_close(model[0].running_mean, expected.reshape(1), rtol=0, atol=ROUNDING)
+    sizes.clear()
+    reestimate_batch_norm(model, windows(rng, 2), config=config, device=CPU, n_workers=0)
+    assert [len(batch) for batch in sizes] == [2]  # a batch is never empty
+
+
+def test_re_estimating_does_not_change_what_is_trained(rng):
+    tasks = [resnet_task(np.random.default_rng(1), reestimate_batch_norm=anew, epochs=2) for anew in (False, True)]
+    optimisations = [task.optimisation() for task in tasks]
+    states = [[], []]
+    for task, optimisation, kept in zip(tasks, optimisations, states):
+        fit(task, optimisation, TrainingHistory(),
+            after_epoch=lambda *outcome, task=task, kept=kept: kept.append(copy.deepcopy(task.model.state_dict())))
+    for without, anew in zip(*states, strict=True):
+        assert all(torch.equal(value, anew[name]) for name, value in without.items())
+    differing = changed_tensors(optimisations[1].kept, states[1][1])
+    assert differing and all("running" in name or "num_batches" in name for name in differing)
 
 
 # the loop

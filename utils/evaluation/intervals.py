@@ -1,13 +1,14 @@
 """How sure a score is: bootstrap intervals over recordings."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
+from models.classes import DecisionRules
 from models.errors import ConfigError
-from utils.metrics import Interval, ScoredSegments, Scores, weighted_scores
+from utils.metrics import Interval, ScoredSegments, Scores, weighted_answers, weighted_scores
 
 RESAMPLED_CELLS = 4_000_000  # rows x resamples held at once: 32 MB an array
 
@@ -60,18 +61,22 @@ class Bootstrap:
     def _recordings(self) -> tuple[np.ndarray, np.ndarray]:
         return np.unique(np.asarray(self.recording_ids), return_inverse=True)
 
-    def scores(self, segments: ScoredSegments) -> tuple[Scores, Scores]:
+    def scores(self, segments: ScoredSegments, *,
+               score: Callable[[ScoredSegments, np.ndarray], tuple[Scores, Scores]] = weighted_scores
+               ) -> tuple[Scores, Scores]:
         """Score a model on each resample.
 
         Parameters
         ----------
         segments : ScoredSegments
             One row for each of ``recording_ids``.
+        score : callable
+            What is computed; like ``metrics.weighted_scores``.
 
         Returns
         -------
         overall, by_class : dict of str to np.ndarray, float64, shapes (n_bootstrap,) and (n_classes, n_bootstrap)
-            As ``metrics.weighted_scores``.
+            As ``score`` gives them.
 
         Raises
         ------
@@ -81,7 +86,7 @@ class Bootstrap:
         if self.n_segments != len(segments.labels):
             raise ConfigError(f"recording_ids must have one entry per row ({len(segments.labels)}), got"
                               f" {self.n_segments}")
-        overall, by_class = zip(*(weighted_scores(segments, weights) for weights in self._weights()))
+        overall, by_class = zip(*(score(segments, weights) for weights in self._weights()))
         return _joined(overall), _joined(by_class)
 
     def interval(self, values: np.ndarray) -> Interval:
@@ -131,7 +136,19 @@ def score_intervals(segments: ScoredSegments, bootstrap: Bootstrap) -> tuple[dic
     by_class : list of dict
         Per class ``class_name``, and score name to (low, high) or None.
     """
-    overall, by_class = bootstrap.scores(segments)
+    return _intervals(segments, bootstrap, *bootstrap.scores(segments))
+
+
+def answered_intervals(segments: ScoredSegments, rules: DecisionRules, bootstrap: Bootstrap
+                       ) -> tuple[dict[str, Interval], list[dict]]:
+    """Give the scores of ``metrics.answered_scores`` intervals; of the classes all but the reject class."""
+    overall, by_class = _intervals(segments, bootstrap,
+                                   *bootstrap.scores(segments, score=partial(weighted_answers, rules=rules)))
+    return overall, [row for row in by_class if row["class_name"] != rules.reject_class]
+
+
+def _intervals(segments: ScoredSegments, bootstrap: Bootstrap, overall: Scores, by_class: Scores
+               ) -> tuple[dict[str, Interval], list[dict]]:
     return ({name: bootstrap.interval(values) for name, values in overall.items()},
             [{"class_name": class_name, **{name: bootstrap.interval(values[k]) for name, values in by_class.items()}}
              for k, class_name in enumerate(segments.class_names)])

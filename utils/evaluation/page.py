@@ -12,6 +12,12 @@ from utils.storage.files import write_text
 
 _CLASS_SCORES = {"precision": "Precision", "recall": "Recall", "f1": "F1", "roc_auc": "ROC AUC",
                  "average_precision": "Average precision"}
+_ANSWERED_SCORES = {"share": "Share that is answered", "precision": "Precision of the answers",
+                    "unknown_rejected": "Segments of the reject class that are not answered"}
+_SHOWN_THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+_ANSWERED_NOTE = ("An answer is any class but the reject class, which stands where the top class does not reach its"
+                  " threshold. The first tables go by the thresholds in the model's file, the last by one threshold for"
+                  " all classes: choose there how much silence a precision is worth.")
 _UNDEFINED_NOTE = ("A dash stands where a value is undefined, such as the ROC AUC of a class that does not occur. Macro"
                    " averages count the classes that occur in the test set. With one label per segment, micro averages"
                    " equal the accuracy and balanced accuracy equals macro recall.")
@@ -40,6 +46,7 @@ def write_evaluation_page(path: str | os.PathLike, evaluation: Evaluation, *,
         *_verdict_part(evaluation),
         element("h2", "Scores"), _scores_table(evaluation.models, evaluation.comparison),
         element("h2", "Classes"), *map(_class_table, evaluation.models), element("p", _UNDEFINED_NOTE, kind="note"),
+        element("h2", "What is answered"), *_answered_part(evaluation.models),
         element("h2", "Size and speed"), _speed_table(evaluation.models),
         element("h2", "Pictures"), *(figure(title, picture) for title, picture in pictures),
         element("h2", "Settings"), table(["Setting", "Value"], _settings(evaluation).items(), kind="settings")],
@@ -106,6 +113,28 @@ def _class_table(model: ModelEvaluation) -> Markup:
     rows = [[row["class_name"], row["support"], *(_estimate(row[name], intervals[name]) for name in _CLASS_SCORES)]
             for row, intervals in zip(model.metrics["per_class"], model.class_intervals)]
     return table(["Class", "Segments", *_CLASS_SCORES.values()], rows, caption=model.name)
+
+
+def _answered_part(models: Sequence[ModelEvaluation]) -> list[Markup]:
+    names = [model.name for model in models]
+    whole = [[title, *(_estimate(model.answered[score], model.answered["intervals"][score]) for model in models)]
+             for score, title in _ANSWERED_SCORES.items()]
+    curves = [model.answered["curve"] for model in models]
+    swept = [[number_text(threshold, decimals=2),
+              *(number_text(curve[score][place]) for curve in curves for score in ("share", "precision"))]
+             for place, threshold in enumerate(curves[0]["threshold"]) if threshold in _SHOWN_THRESHOLDS]
+    return [table(["By the model's thresholds", *names], whole), *map(_answered_class_table, models),
+            table(["Threshold", *(f"{name}: {told}" for name in names for told in ("answered", "precision"))], swept,
+                  caption="One threshold for all classes"),
+            element("p", _ANSWERED_NOTE, kind="note")]
+
+
+def _answered_class_table(model: ModelEvaluation) -> Markup:
+    rows = [[row["class_name"], number_text(row["threshold"], decimals=2), row["n_answered"],
+             *(_estimate(row[score], intervals[score]) for score in ("precision", "recall"))]
+            for row, intervals in zip(model.answered["per_class"], model.answered["class_intervals"])]
+    return table(["Class", "Threshold", "Answered with it", "Precision", "Recall"], rows,
+                 caption=f"{model.name}, by its thresholds")
 
 
 def _speed_table(models: Sequence[ModelEvaluation]) -> Markup:

@@ -45,8 +45,8 @@ class ModelEvaluation(ModelScores):
 
     Parameters
     ----------
-    name, metrics, intervals, class_intervals
-        See ``ModelScores``.
+    name, metrics, intervals, class_intervals, answered
+        See ``ModelScores``; ``answered`` has ``intervals`` and ``class_intervals`` too.
     segments : ScoredSegments
         Its probabilities.
     description : ModelDescription
@@ -70,7 +70,7 @@ class ModelEvaluation(ModelScores):
         return {"name": self.name, "model_name": self.description.model_name, "sha256": self.description.sha256,
                 "file_megabytes": self.file_megabytes, "n_parameters": self.description.n_parameters,
                 "metrics": self.metrics, "intervals": self.intervals, "class_intervals": self.class_intervals,
-                "latency": dataclasses.asdict(self.latency),
+                "answered": self.answered, "latency": dataclasses.asdict(self.latency),
                 "recordings_seen_in_training": self.recordings_seen_in_training}
 
 

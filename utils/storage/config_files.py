@@ -44,6 +44,20 @@ def read_config(name_or_path: str | os.PathLike) -> EfficientNetConfig:
         raise ConfigError(f"{error} ({name_or_path})") from error
 
 
+def settings_in_file(name_or_path: str | os.PathLike) -> frozenset[str]:
+    """Return the names of the settings that a JSON file gives itself, as they are called now; of a preset, none.
+
+    Raises
+    ------
+    ConfigError
+        For an unreadable file.
+    """
+    if Path(name_or_path).suffix.lower() != ".json":
+        return frozenset()
+    names = frozenset(read_json(name_or_path)) - {"preset", "format_version"}
+    return frozenset("initial_weights" if name == "pretrained" else name for name in names)
+
+
 def write_config(path: str | os.PathLike, config: EfficientNetConfig) -> None:
     """Write a config so that ``read_config`` gives it back."""
     write_json(path, {"format_version": FORMAT_VERSION, **config.to_dict()})

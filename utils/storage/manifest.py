@@ -22,7 +22,7 @@ MANIFEST_COLUMNS = ("path", "label", "class_name", "recording_id", "source_path"
 SPLITS = ("train", "val", "test")
 NOT_AUGMENTED = "none"
 _MOST_INDEX_DIGITS = 9
-_CONTENT_DIGITS = 16  # hexadecimal digits of a content id
+CONTENT_DIGITS = 16  # hexadecimal digits of a content id
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,10 @@ def recording_contents(manifest: Manifest) -> dict[str, frozenset[str]]:
     contents = {}
     for recording_id, group in rows.groupby("recording_id", sort=False):
         sources = set(group["source_path"]) & hashes.keys()
-        found = {f"audio:{hashes[source][:_CONTENT_DIGITS]}" for source in sources}
+        found = {f"audio:{hashes[source][:CONTENT_DIGITS]}" for source in sources}
         first = manifest.spectrogram_path(int(group["row"].iloc[0]))
         if first.is_file():
-            found.add(f"log_mel:{file_sha256(first)[:_CONTENT_DIGITS]}")
+            found.add(f"log_mel:{file_sha256(first)[:CONTENT_DIGITS]}")
         contents[str(recording_id)] = frozenset(found)
     return contents
 

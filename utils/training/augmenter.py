@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.data_augmentation import AudioAugmentationPipeline
-from models.efficientnet_config import EfficientNetConfig
+from models.batch_augmentation import change_windows, mask_windows, mix_background, mixup
+from models.efficientnet_config import BACKGROUND_CLASS, EfficientNetConfig
+from models.errors import ConfigError
 from utils.storage.spectrograms import Batch
 
 _MIXUP_DRAWS = 1  # last number of mixup's key: keeps it apart from the keys of windows
@@ -18,21 +19,36 @@ _MIXUP_DRAWS = 1  # last number of mixup's key: keeps it apart from the keys of 
 class Augmenter:
     """Turns the batches of one epoch into inputs and soft targets.
 
-    What is drawn for a window depends on seed, epoch and the window's index alone, not on batches or workers.
+    What is drawn for a window depends on seed, epoch and the window's index alone, not on batches or workers. With
+    which windows it is mixed depends on seed, epoch and the number of its batch.
 
     Parameters
     ----------
     config : EfficientNetConfig
-        ``use_augmentation``, ``augmentation``, ``seed``.
+        ``use_augmentation``, ``augmentation``, ``seed``, ``frontend.top_db``.
     n_classes : int
         Number of outputs.
     epoch : int
         Counted from 1.
+    background_label : int, optional
+        The class whose windows are mixed into the others.
+
+    Raises
+    ------
+    ConfigError
+        If background is to be mixed in and there is no such class.
     """
 
     config: EfficientNetConfig
     n_classes: int
     epoch: int
+    background_label: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.config.use_augmentation and self.config.augmentation.use_background_mix and (
+                self.background_label is None):
+            raise ConfigError(f"use_background_mix needs the class {BACKGROUND_CLASS}, which is not among those that"
+                              f" are trained: label some windows with it, or switch use_background_mix off")
 
     def __call__(self, batch: Batch, *, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Augment a batch.
@@ -57,8 +73,13 @@ class Augmenter:
         targets = functional.one_hot(batch.labels, self.n_classes).float().to(device, non_blocking=True)
         if not self.config.use_augmentation:
             return inputs, targets
-        pipeline = AudioAugmentationPipeline.from_config(self.config.augmentation)
-        key = (self.config.seed, self.epoch)
-        inputs = torch.stack([pipeline.augment_log_mel(log_mel, rng=np.random.default_rng([*key, index]))
-                              for log_mel, index in zip(inputs, batch.indices.tolist(), strict=True)])
-        return pipeline.mix(inputs, targets, rng=np.random.default_rng([*key, number, _MIXUP_DRAWS]))
+        augmentation, key = self.config.augmentation, (self.config.seed, self.epoch)
+        rngs = [np.random.default_rng([*key, index]) for index in batch.indices.tolist()]
+        rng = np.random.default_rng([*key, number, _MIXUP_DRAWS])
+        inputs = change_windows(inputs, augmentation, top_db=self.config.frontend.top_db, rngs=rngs)
+        if augmentation.use_background_mix:
+            inputs = mix_background(inputs, batch.labels.numpy() == self.background_label,
+                                    snr_db_range=augmentation.background_snr_db_range, rng=rng)
+        if augmentation.use_mixup:
+            inputs, targets = mixup(inputs, targets, alpha=augmentation.mixup_alpha, rng=rng)
+        return mask_windows(inputs, augmentation, rngs=rngs), targets

@@ -32,9 +32,14 @@ class Processes:
         """Whether this process validates and writes."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the module to train: one whose gradients are averaged over the processes."""
-        return model if self.n_processes == 1 else DistributedDataParallel(model)
+    def wrap(self, model: nn.Module, *, partly_frozen: bool = False) -> nn.Module:
+        """Return the module to train: one whose gradients are averaged over the processes.
+
+        Of a ``partly_frozen`` one some parameters have no gradient in some epochs, and none is waited for.
+        """
+        if self.n_processes == 1:
+            return model
+        return DistributedDataParallel(model, find_unused_parameters=partly_frozen)
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes."""
@@ -50,6 +55,11 @@ class Processes:
         values = torch.tensor([scores.get(name, 0.0) for name in names], dtype=torch.float32, device=device)
         distributed.broadcast(values, src=0)
         return dict(zip(names, values.tolist(), strict=True))
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """Return the module that ``Processes.wrap`` was given."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
 
 
 def n_processes_wanted() -> int:

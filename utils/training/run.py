@@ -12,29 +12,33 @@ import pandas as pd
 import torch
 
 from models import calibration
-from models.calibration import Calibration
-from models.classes import ClassList
-from models.efficientnet import SpectrogramClassifier, build_model, load_imagenet_weights
-from models.efficientnet_config import IMAGENET, RESNET_NAME, EfficientNetConfig
+from models.calibration import Calibration, cross_fitted_probabilities
+from models.classes import ClassList, DecisionRules
+from models.efficientnet import build_model
+from models.efficientnet_config import RESNET_NAME, EfficientNetConfig
 from models.errors import CheckpointError, ConfigError, ManifestError
+from models.thresholds import NEVER, thresholds_for_precision
 from utils import metrics, reports
-from utils.storage.checkpoints import (check_format, imagenet_weights, load_model, load_weights, read_checkpoint,
-                                       save_model)
+from utils.storage.checkpoints import check_format, load_model, load_weights, read_checkpoint, save_model
 from utils.storage.config_files import write_config
 from utils.storage.files import write_json
 from utils.storage.locks import locked
 from utils.storage.manifest import Manifest, check_no_shared_recording, read_manifest, recording_contents
 from utils.storage.names import recording_hash
 from utils.storage.spectrograms import SpectrogramDataset
+from utils.storage.splits import grouped_folds
 from utils.storage.tables import read_table, write_table
 from utils.training.distributed import Processes
 from utils.training.optimisation import Optimisation, count_steps, resolve_batch_norm
+from utils.training.starter import begin
 from utils.training_utils import TrainingHistory, TrainingTask, fit, predict_logits
 
 logger = logging.getLogger(__name__)
 
 _LISTED_RECORDINGS = 3  # how many shared recordings an error names
 _HISTORY_NAME = "history.csv"
+_MOST_CALIBRATION_FOLDS = 5
+_LEAST_RECORDINGS_PER_CLASS = 2  # on average; with fewer, a fold's classes are unknown to the others
 # what may change when a run is resumed: the rest would make it another run
 _RESUMABLE = ("epochs", "patience")
 
@@ -147,14 +151,6 @@ def check_shape(dataset: SpectrogramDataset, config: EfficientNetConfig, path: P
                             f" run preprocess_enhanced.py again or correct the config's frontend")
 
 
-def make_model(config: EfficientNetConfig, n_classes: int, *, weights_file: Path | None) -> SpectrogramClassifier:
-    """Build the network of a config, with ImageNet weights when it asks for them."""
-    model = build_model(config, n_classes)
-    if config.initial_weights == IMAGENET:
-        load_imagenet_weights(model, imagenet_weights(config.model_name, weights_file), model_name=config.model_name)
-    return model
-
-
 @dataclass(frozen=True)
 class ModelFolder:
     """Where a run's files stand, and how they are written.
@@ -190,21 +186,27 @@ class ModelFolder:
                    logits: np.ndarray, labels: np.ndarray) -> None:
         """Write ``_last.pth``, ``history.csv`` and, after the best epoch so far, ``_best.pth``."""
         if history.is_best:
-            self._save(self.best, model, history, calibration.fit(logits, labels))
-        self._save(self.last, model, history, Calibration(),
+            fitted = calibration.fit(logits, labels, recording_ids=self.data.val.recording_ids())
+            self._save(self.best, optimisation.kept, history, fitted, config=self._with_thresholds(logits, labels))
+        self._save(self.last, model, history, Calibration(), config=self.config,
                    training={**optimisation.state_dict(), "loop": history.to_dict()})
         write_history(self.path, history)
 
     def finish(self, history: TrainingHistory, logits: np.ndarray, labels: np.ndarray,
                calibrated: Calibration) -> dict:
-        """Write the scores and pictures of the best epoch; return the scores."""
+        """Write the scores and pictures of the best epoch, and its thresholds into the config; return the scores."""
         names = self.data.classes.names
-        probabilities = calibrated.probabilities(logits)
-        scores = metrics.evaluate(probabilities, labels, class_names=names)
+        config = self.config.replace(thresholds=read_checkpoint(self.best)["config"]["thresholds"])
+        write_config(self.path / "config.json", config)
+        self._tell_silent_classes(config)
+        probabilities, fitted_on = self._scored_probabilities(logits, labels)
+        segments = metrics.ScoredSegments(probabilities, labels, names)
+        scores = metrics.evaluate_segments(segments)
         write_json(self.path / "metrics.json", {
             "format_version": 1, "split": "validation", "best_epoch": history.best_epoch, "epochs": history.epoch,
-            **calibrated.to_dict(), "allowed_leakage": self.data.shared_recordings,
-            "environment": {"torch": str(torch.__version__), "python": platform.python_version()}, **scores})
+            **calibrated.to_dict(), "calibration_scores": fitted_on, "allowed_leakage": self.data.shared_recordings,
+            "environment": {"torch": str(torch.__version__), "python": platform.python_version()}, **scores,
+            "answered": metrics.answered_scores(segments, DecisionRules.of_config(config, self.data.classes))})
         title = f"{self.config.model_name}, validation"
         reports.plot_history(self.path / "history.png", pd.DataFrame(history.rows), best_epoch=history.best_epoch)
         reports.plot_confusion_matrix(self.path / "confusion_matrix.png", np.array(scores["confusion_matrix"]),
@@ -212,15 +214,49 @@ class ModelFolder:
         reports.plot_roc_curves(self.path / "roc_curves.png", probabilities, labels, class_names=names)
         reports.plot_precision_recall_curves(self.path / "precision_recall_curves.png", probabilities, labels,
                                              class_names=names)
-        reports.plot_reliability(self.path / "reliability.png", probabilities, labels)
+        reports.plot_reliability(self.path / "reliability.png", probabilities, labels,
+                                 title=f"{title}, calibration {fitted_on.replace('_', '-')}")
         return scores
 
+    def _scored_probabilities(self, logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, str]:
+        """Return validation probabilities to be scored, and whether they are ``cross_fitted`` or ``in_sample``.
+
+        The calibration that is deployed is fitted on all of validation: scores of its own probabilities there would
+        be too good. Each fold of recordings is therefore calibrated by the others, where there are enough of them.
+        """
+        recording_ids = self.data.val.recording_ids()
+        n_recordings, counts = len(set(recording_ids)), np.bincount(labels)
+        if n_recordings < _LEAST_RECORDINGS_PER_CLASS * np.count_nonzero(counts):
+            fitted = calibration.fit(logits, labels, recording_ids=recording_ids)
+            return fitted.probabilities(logits), "in_sample"
+        folds = grouped_folds(labels, recording_ids, random_state=self.config.seed,
+                              n_folds=min(_MOST_CALIBRATION_FOLDS, n_recordings, int(counts.max())))
+        return cross_fitted_probabilities(logits, labels, folds, recording_ids=recording_ids), "cross_fitted"
+
+    def _with_thresholds(self, logits: np.ndarray, labels: np.ndarray) -> EfficientNetConfig:
+        """Return the config with the thresholds that its ``target_precision`` asks for."""
+        if self.config.target_precision is None:
+            return self.config
+        found = thresholds_for_precision(self._scored_probabilities(logits, labels)[0], labels,
+                                         class_names=self.data.classes.names,
+                                         target_precision=self.config.target_precision,
+                                         recording_ids=self.data.val.recording_ids())
+        found.pop(self.config.reject_class, None)  # to say "unknown" promises nothing
+        return self.config.replace(thresholds={**self.config.thresholds, **found})
+
+    def _tell_silent_classes(self, config: EfficientNetConfig) -> None:
+        silent = [name for name in self.data.classes.names if config.threshold(name) >= NEVER]
+        if config.target_precision is not None and silent:
+            logger.warning("%s will never be reported: on validation no threshold gives a precision that is surely %g;"
+                           " add validation recordings, or lower --target_precision", ", ".join(silent),
+                           config.target_precision)
+
     def _save(self, path: Path, model: torch.nn.Module, history: TrainingHistory, calibrated: Calibration, *,
-              training: Mapping | None = None) -> None:
+              config: EfficientNetConfig, training: Mapping | None = None) -> None:
         metadata = {"epoch": history.epoch, "best_epoch": history.best_epoch, "validation": history.rows[-1],
                     "allowed_leakage": list(self.data.shared_recordings), "torch": str(torch.__version__),
                     **self.learnt_from}
-        save_model(path, model.state_dict(), config=self.config, classes=self.data.classes, calibration=calibrated,
+        save_model(path, model.state_dict(), config=config, classes=self.data.classes, calibration=calibrated,
                    metadata=metadata, training=training)
 
 
@@ -247,7 +283,7 @@ def refuse_another_run(model_dir: Path, *, resume_from: Path | None) -> None:
 
 
 def train_model(data: TrainingData, config: EfficientNetConfig, *, model_dir: Path, device: torch.device,
-                n_workers: int, weights_file: Path | None = None, resume_from: Path | None = None,
+                n_workers: int, resume_from: Path | None = None,
                 processes: Processes = Processes()) -> dict:
     """Train one model and write its folder.
 
@@ -263,8 +299,6 @@ def train_model(data: TrainingData, config: EfficientNetConfig, *, model_dir: Pa
         From ``resolve_device``.
     n_workers : int
         Loading processes.
-    weights_file : Path, optional
-        Local ImageNet weights.
     resume_from : Path, optional
         A ``_last.pth`` to go on from; of the runs in ``model_dir`` only its own may be written over.
     processes : Processes
@@ -288,7 +322,7 @@ def train_model(data: TrainingData, config: EfficientNetConfig, *, model_dir: Pa
         if processes.is_main:
             refuse_another_run(model_dir, resume_from=resume_from)
         task, optimisation, history = _begin(data, config, device=device, n_workers=n_workers, processes=processes,
-                                             weights_file=weights_file, resume_from=resume_from)
+                                             resume_from=resume_from)
         folder = ModelFolder(model_dir, task.config, data, data.learnt_from() if processes.is_main else {})
         if processes.is_main:
             write_config(model_dir / "config.json", task.config)
@@ -305,7 +339,7 @@ def train_model(data: TrainingData, config: EfficientNetConfig, *, model_dir: Pa
 
 
 def _begin(data: TrainingData, config: EfficientNetConfig, *, device: torch.device, n_workers: int,
-           weights_file: Path | None, resume_from: Path | None,
+           resume_from: Path | None,
            processes: Processes) -> tuple[TrainingTask, Optimisation, TrainingHistory]:
     """Return what a run begins with: all new, or as a ``_last.pth`` keeps it."""
     train, val, n_classes = SpectrogramDataset(data.train), SpectrogramDataset(data.val), len(data.classes)
@@ -314,9 +348,9 @@ def _begin(data: TrainingData, config: EfficientNetConfig, *, device: torch.devi
     check_shape(train, config, data.train.path)
     check_shape(val, config, data.val.path)
     if resume_from is None:
-        model, saved = make_model(config, n_classes, weights_file=weights_file), None
+        (model, config), saved = begin(config, n_classes), None
     else:
-        # the checkpoint brings the weights, ImageNet's are not needed again
+        # the checkpoint brings the weights, those of the start are not needed again
         model, saved = build_model(config, n_classes), read_training_state(resume_from, data.classes)
         load_weights(model, saved["weights"], resume_from)
     task = TrainingTask(model=model.to(device), config=config, train=train, val=val, n_classes=n_classes,

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
+from models.classes import DecisionRules
 from models.errors import ConfigError
 from tests.utils.test_metrics import CLASS_NAMES, EXACT, draw
 from utils import metrics
 from utils.evaluation import intervals
-from utils.evaluation.intervals import Bootstrap, score_intervals
+from utils.evaluation.intervals import Bootstrap, answered_intervals, score_intervals
 from utils.metrics import ScoredSegments
 
 
@@ -50,6 +51,18 @@ def test_bootstrap_covers_every_score_of_evaluate(rng):
     for row, found in zip(scores["per_class"], by_class):
         assert set(found) == set(row) - {"support"}
         assert found["f1"][0] < row["f1"] < found["f1"][1]
+
+
+def test_answers_have_intervals_and_all_classes_but_the_reject_class(rng):
+    segments = ScoredSegments(*draw(rng), CLASS_NAMES)
+    rules = DecisionRules(dict.fromkeys(CLASS_NAMES, 0.35), CLASS_NAMES[1])
+    overall, by_class = answered_intervals(segments, rules, resamples(np.arange(len(segments.labels)) // 2))
+    found = metrics.answered_scores(segments, rules)
+    for name, (low, high) in overall.items():
+        assert low < found[name] < high, name
+    assert [row["class_name"] for row in by_class] == [row["class_name"] for row in found["per_class"]]
+    for row, of_class in zip(found["per_class"], by_class):
+        assert of_class["precision"][0] < row["precision"] < of_class["precision"][1]
 
 
 def test_bootstrap_draws_recordings_so_copies_of_a_row_add_no_certainty(rng):

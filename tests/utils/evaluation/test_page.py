@@ -12,15 +12,15 @@ from models.efficientnet_config import EfficientNetConfig, FrontendConfig
 from tests.utils.test_reports import CLASS_NAMES, predict
 from utils import reports
 from utils.evaluation.comparison import paired_comparison
-from utils.evaluation.intervals import Bootstrap, score_intervals
+from utils.evaluation.intervals import Bootstrap, answered_intervals, score_intervals
 from utils.evaluation.page import write_evaluation_page
 from utils.evaluation.results import Evaluation, Latency, ModelEvaluation
-from utils.metrics import ScoredSegments, evaluate_segments
+from utils.metrics import ScoredSegments, answered_scores, evaluate_segments
 
 BOOTSTRAP = Bootstrap(recording_ids=np.arange(60) // 3, n_bootstrap=50, confidence=0.9, seed=0)
 DESCRIPTION = ModelDescription(path="model.pth", sha256="0", model_name="efficientnet-b1", config=EfficientNetConfig(),
                                frontend=FrontendConfig(), classes=ClassList(CLASS_NAMES), calibration=Calibration(),
-                               rules=DecisionRules({}, "unknown_species"),
+                               rules=DecisionRules(dict.fromkeys(CLASS_NAMES, 0.625), "unknown_species"),
                                n_parameters=6_513_184)
 LATENCY = Latency(median_ms=41.2, p95_ms=57.8, clips_per_second=24.3, batch_size=16, n_runs=5, device="torch-cpu",
                   torch_threads=2)
@@ -34,9 +34,11 @@ def predictions():
 def describe(name, probabilities, labels, *, seen=None):
     segments = ScoredSegments(probabilities, labels, CLASS_NAMES)
     intervals, class_intervals = score_intervals(segments, BOOTSTRAP)
+    sure, sure_of_class = answered_intervals(segments, DESCRIPTION.rules, BOOTSTRAP)
+    answered = {**answered_scores(segments, DESCRIPTION.rules), "intervals": sure, "class_intervals": sure_of_class}
     return ModelEvaluation(name=name, segments=segments, metrics=evaluate_segments(segments), intervals=intervals,
-                           class_intervals=class_intervals, description=DESCRIPTION, file_megabytes=26.4,
-                           latency=LATENCY, recordings_seen_in_training=seen)
+                           class_intervals=class_intervals, answered=answered, description=DESCRIPTION,
+                           file_megabytes=26.4, latency=LATENCY, recordings_seen_in_training=seen)
 
 
 @pytest.fixture
@@ -93,6 +95,19 @@ def test_page_tells_the_scores_of_each_class(tmp_path, weak):
     assert "absent 0 – – – – –" in text
 
 
+def test_page_tells_what_is_answered_at_which_precision(tmp_path, strong, weak):
+    text = visible_text(write_page(tmp_path / "report.html", evaluation_of(strong, weak)))
+    answered = weak.answered
+    low, high = answered["intervals"]["share"]
+    assert f"Share that is answered 1.000 1.000 to 1.000 {answered['share']:.3f} {low:.3f} to {high:.3f}" in text
+    assert "Segments of the reject class that are not answered – –" in text  # the test set has none
+    row, (low, high) = answered["per_class"][0], answered["class_intervals"][0]["precision"]
+    assert (f"bird 0.62 {row['n_answered']} {row['precision']:.3f} {low:.3f} to {high:.3f} {row['recall']:.3f}" in text)
+    place = answered["curve"]["threshold"].index(0.8)
+    share, precision = (answered["curve"][name][place] for name in ("share", "precision"))
+    assert f"0.80 1.000 1.000 {share:.3f} {precision:.3f}" in text
+
+
 def test_page_names_the_better_model_when_it_comes_second(tmp_path, strong, weak):
     evaluation = evaluation_of(weak, strong)
     low, high = evaluation.comparison.differences["macro_f1"].interval
@@ -133,7 +148,7 @@ def test_confidence_is_told_as_it_was_asked_for(tmp_path, weak, confidence, told
 
 def test_page_stands_alone_and_trusts_no_text(tmp_path, predictions, weak):
     picture = tmp_path / "reliability.png"
-    reports.plot_reliability(picture, *predictions)
+    reports.plot_reliability(picture, *predictions, title="Weak")
     hostile = "<img src=x onerror=alert(1)>\"'"
     model = dataclasses.replace(weak, name=hostile, description=dataclasses.replace(DESCRIPTION, model_name=hostile))
     evaluation = dataclasses.replace(evaluation_of(model), test_csv=hostile)

@@ -16,6 +16,7 @@ from tests.conftest import TINY_CLASSES
 from utils.evaluation import run as evaluation
 from utils.evaluation.run import EvaluationSettings, evaluate_models, legacy_class_names, model_probabilities
 from utils.prediction.predictor import EfficientNetPredictor
+from utils.storage.checkpoints import load_model
 from utils.storage.files import file_sha256
 from utils.storage.locks import locked
 from utils.storage.manifest import read_manifest, recording_contents
@@ -137,12 +138,26 @@ def test_the_contract_of_metrics_json(evaluated, manifest, tiny_model):
         assert 0 <= low <= model["metrics"]["accuracy"] <= high <= 1
     assert json.loads(json.dumps(evaluated[1].to_dict())) == content
     assert list(first) == ["name", "model_name", "sha256", "file_megabytes", "n_parameters", "metrics", "intervals",
-                           "class_intervals", "latency", "recordings_seen_in_training"]
+                           "class_intervals", "answered", "latency", "recordings_seen_in_training"]
     assert first["sha256"] == file_sha256(tiny_model.best)
     assert content["settings"] == {"test_csv": "test.csv", "bootstrap": 50, "confidence": 0.95, "seed": 3}
     assert set(content["comparison"]) == {"verdict", "verdict_metric", "confidence", "n_recordings", "differences",
                                           "mcnemar"}
     assert set(content["comparison"]["differences"]["accuracy"]) == {"difference", "interval"}
+
+
+def test_what_is_answered_is_decided_by_the_models_own_rules(evaluated, tiny_model):
+    answered = json.loads((evaluated[0] / "metrics.json").read_text(encoding="utf-8"))["models"][0]["answered"]
+    rules = load_model(tiny_model.best).description.rules
+    table = pd.read_csv(evaluated[0] / "predictions.csv")
+    rows = table[table["model"] == "EfficientNet"]
+    told = rows[rows["top_confidence"] >= rows["top_class"].map(rules.thresholds)]
+    assert (answered["n_answered"], answered["share"]) == (len(told), pytest.approx(len(told) / len(rows)))
+    right = (told["top_class"] == told["true_class"]).mean() if len(told) else None
+    assert answered["precision"] == (right if right is None else pytest.approx(right))
+    assert [row["threshold"] for row in answered["per_class"]] == [rules.thresholds[name] for name in TINY_CLASSES]
+    assert set(answered["intervals"]) == {"share", "precision", "unknown_rejected"}
+    assert len(answered["class_intervals"]) == len(TINY_CLASSES)
 
 
 def test_two_models_are_compared(evaluated):
@@ -180,7 +195,7 @@ def test_the_page_needs_nothing_beside_it(evaluated):
     page = (evaluated[0] / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page and "<link" not in page
     sources = re.findall(r'src="([^"]*)"', page)
-    assert len(sources) == 9  # four pictures a model and the comparison
+    assert len(sources) == 10  # four pictures a model, the comparison and what is answered
     for source in sources:
         kind, _, data = source.partition(",")
         assert kind == "data:image/png;base64" and base64.b64decode(data).startswith(b"\x89PNG")
@@ -194,14 +209,15 @@ def test_a_folder_that_is_used_again_shows_one_evaluation(tiny_model, manifest, 
     predictors = dict.fromkeys(("EfficientNet", "A/B ../C"), efficientnet(tiny_model))
     evaluate_models(predictors, manifest, settings(tmp_path / "out"))
     kinds = ("confusion_matrix", "roc_curves", "precision_recall_curves", "reliability")
-    named = {f"{kind}_{name}.png" for kind in kinds for name in ("efficientnet", "a_b_.._c")} | {"comparison.png"}
+    named = {f"{kind}_{name}.png" for kind in kinds for name in ("efficientnet", "a_b_.._c")} | \
+        {"comparison.png", "coverage.png"}
     assert {path.name for path in (tmp_path / "out").rglob("*.png")} == named
     assert {path.name for path in tmp_path.iterdir()} == {"out"}  # a name leads to no other folder
     (tmp_path / "out" / "confusion_matrix.png").write_bytes(b"of a training")
     del predictors["A/B ../C"]
     evaluate_models(predictors, manifest, settings(tmp_path / "out"))
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == \
-        {f"{kind}_efficientnet.png" for kind in kinds} | {"comparison.png", "confusion_matrix.png"}
+        {f"{kind}_efficientnet.png" for kind in kinds} | {"comparison.png", "coverage.png", "confusion_matrix.png"}
 
 
 def test_models_that_would_write_the_same_pictures_are_refused(tiny_model, manifest, tmp_path):

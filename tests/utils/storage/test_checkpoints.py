@@ -3,6 +3,7 @@ import functools
 import os
 import pickle
 import re
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -12,14 +13,20 @@ from torchvision.models import resnet18
 from models.audio_frontend import frontend_fingerprint
 from models.calibration import Calibration
 from models.classes import ClassList
-from models.efficientnet import LEGACY_FRONTEND, LEGACY_RESNET_NAME, build_model
+from models.efficientnet import (LEGACY_FRONTEND, LEGACY_RESNET_NAME, batch_norm_epsilon, body_weights, build_model,
+                                 lite_weights, load_body, load_imagenet_weights)
 from models.efficientnet_config import MODEL_NAMES, EfficientNetConfig, FrontendConfig
-from models.errors import CheckpointError
+from models.errors import CheckpointError, ConfigError
 from tests.conftest import PROJECT
-from utils.storage.checkpoints import imagenet_weights, load_model, read_checkpoint, save_model
+from utils.storage import checkpoints
+from utils.storage.checkpoints import (Start, imagenet_weights, lite0_weights, load_model, read_checkpoint, read_start,
+                                       save_model, save_start)
 
 CLASSES = ClassList(("wolf", "ant", "yak"))  # neither sorted nor README order
 LARGEST_MEGABYTES = 50
+LARGEST_START_MEGABYTES = 9  # it is stored inside the project
+HALF = 2.0 ** -11  # half precision keeps 11 bits: this is the largest relative error of rounding to it...
+SMALLEST_HALF = 2.0 ** -25  # ...and this the absolute one of numbers that are smaller than it can scale
 CONFIG = EfficientNetConfig(model_name="efficientnet-b0", thresholds={"wolf": 0.9}, reject_class="yak", seed=3,
                             frontend=FrontendConfig(n_mels=64, segment_duration_ms=2000))
 
@@ -137,8 +144,7 @@ def write_pickle(path, content):
 @pytest.mark.parametrize("write", [write_zip, write_old_format, write_pickle])
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"kind": "nightscan-model", "weights": {}, "metadata": x}],
                          ids=["bare", "inside"])
-@pytest.mark.parametrize("load", [load_model, read_checkpoint, lambda path: imagenet_weights("resnet18", path)],
-                         ids=["load_model", "read_checkpoint", "imagenet_weights"])
+@pytest.mark.parametrize("load", [load_model, read_checkpoint, read_start])
 def test_a_crafted_file_is_refused_and_not_run(tmp_path, write, wrap, load):
     marker, path = tmp_path / "marker", tmp_path / "model.pth"
     write(path, wrap(Malicious(marker)))
@@ -245,6 +251,142 @@ def test_a_damaged_nightscan_1_state_names_the_tensor(tmp_path, legacy):
     torch.save(weights, tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=r"layer1\.0\.conv1\.weight is missing"):
         load_model(tmp_path / "model.pth", class_names=["ant", "wolf", "yak"])
+
+
+# what a network begins with
+
+def a_start(**changes):
+    _, model, _ = model_of("scratch")
+    values = {"source": "here", "model_name": "efficientnet-b0", "trained_on": "owls", "licence": "CC0",
+              "weights": body_weights(model, model_name="efficientnet-b0"), "frontend": CONFIG.frontend,
+              "batch_norm_epsilon": 2e-4, "metadata": {"passes": 3, "heard_contents": ["audio:ab"]}, **changes}
+    return Start(**values)
+
+
+@pytest.fixture(scope="module")
+def saved_start(tmp_path_factory):
+    path = tmp_path_factory.mktemp("start") / "starter.pth"
+    save_start(path, a_start())
+    return path
+
+
+def test_a_start_survives_saving_and_reading_but_for_half_precision(saved_start):
+    given, read = a_start(), read_start(saved_start)
+    assert (read.model_name, read.trained_on, read.licence) == ("efficientnet-b0", "owls", "CC0")
+    assert (read.frontend, read.batch_norm_epsilon) == (CONFIG.frontend, 2e-4)
+    assert read.metadata == {"passes": 3, "heard_contents": ["audio:ab"]}
+    assert read.source == str(saved_start)
+    assert list(read.weights) == list(given.weights)
+    for name, value in given.weights.items():
+        assert read.weights[name].dtype == value.dtype
+        torch.testing.assert_close(read.weights[name], value, rtol=HALF, atol=SMALLEST_HALF)
+    assert any(not torch.equal(read.weights[name], value) for name, value in given.weights.items())
+
+
+def test_a_start_is_small_and_holds_nothing_but_the_body(saved_start):
+    assert saved_start.stat().st_size < LARGEST_START_MEGABYTES * 1e6
+    content = read_checkpoint(saved_start)
+    assert {value.dtype for value in content["weights"].values()} == {torch.float16, torch.int64}
+    assert not any("_fc" in name for name in content["weights"])
+
+
+def test_a_start_is_called_what_the_caller_calls_it(saved_start):
+    assert read_start(saved_start, source="starter").source == "starter"
+
+
+def test_a_start_read_and_saved_again_is_the_same(saved_start, tmp_path):
+    save_start(tmp_path / "again.pth", read_start(saved_start))
+    first, second = read_checkpoint(saved_start)["weights"], read_checkpoint(tmp_path / "again.pth")["weights"]
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e5])
+def test_a_weight_beyond_half_precision_is_refused(tmp_path, value):
+    weights = {**a_start().weights, "_bn1.running_var": torch.full((1280,), value)}
+    with pytest.raises(CheckpointError, match=r"_bn1\.running_var is not finite in half precision: did training"):
+        save_start(tmp_path / "starter.pth", a_start(weights=weights))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_start_that_has_heard_nothing_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"starter\.pth: a start that has heard nothing needs no file"):
+        save_start(tmp_path / "starter.pth", a_start(frontend=None))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"format_version": 2}, "has format_version 2, this NightScan reads 1"),
+    ({"frontend": FrontendConfig(n_mels=65).to_dict()}, "its front end does not match its fingerprint"),
+    ({"fingerprint": "0" * 64}, "does not match its fingerprint 000000000000: it was edited"),
+    ({"fingerprint": None}, "lacks or garbles 'fingerprint'"),
+    ({"frontend": {"n_mel": 3}}, "lacks or garbles unknown setting 'n_mel'"),
+    ({"licence": None}, "lacks or garbles 'licence'"),
+    ({"weights": None}, "lacks or garbles 'weights'"),
+    ({"weights": {"_bn1.weight": "heavy"}}, "lacks or garbles"),
+    ({"metadata": 7}, "lacks or garbles"),
+])
+def test_an_edited_start_is_refused(tmp_path, saved_start, changes, message):
+    path = edited(saved_start, tmp_path / "starter.pth", **changes)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_start(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("config_name", ["scratch", "pretrained", "resnet"])
+def test_a_trained_model_is_a_start_that_computes_the_same(tmp_path, config_name):
+    """Also what its batch norms add to the variance is the trained model's, though its config leaves it open."""
+    config, model, clips = model_of(config_name)
+    contents = {"train": ["audio:ab"]}
+    start = read_start(save(tmp_path / "model.pth", config_name, metadata={"recording_contents": contents, "epoch": 4}))
+    assert (start.model_name, start.frontend, start.metadata) == (
+        config.model_name, config.frontend, {"recording_contents": contents})
+    assert start.trained_on == "the classes wolf, ant, yak"
+    assert config.batch_norm_epsilon is None and start.batch_norm_epsilon == batch_norm_epsilon(model)
+    begun = build_model(config.replace(initial_weights="model.pth", batch_norm_epsilon=start.batch_norm_epsilon), 7)
+    load_body(begun, start.weights, model_name=config.model_name)
+    with torch.inference_mode():
+        assert torch.equal(begun.eval().embed(clips), model.embed(clips))
+
+
+def test_the_file_of_a_training_under_way_is_a_start_too(tmp_path):
+    path = save(tmp_path / "last.pth", training={"loop": {"epoch": 3}})
+    assert read_start(path).model_name == "efficientnet-b0"
+
+
+def test_an_edited_model_is_no_start(tmp_path, saved):
+    path = edited(saved, tmp_path / "model.pth", fingerprint="0" * 64)
+    with pytest.raises(CheckpointError, match="does not match its fingerprint"):
+        read_start(path)
+
+
+def test_a_librarys_state_dict_is_handed_on_as_it_is(tmp_path):
+    weights = resnet18(num_classes=9).state_dict()
+    torch.save(weights, tmp_path / "resnet.pth")
+    read = read_start(tmp_path / "resnet.pth")
+    assert isinstance(read, dict) and list(read) == list(weights)
+    assert all(torch.equal(value, weights[name]) for name, value in read.items())
+
+
+def test_the_installed_pictures_fit_b0():
+    """Every tensor of EfficientNet-Lite0 finds its place in B0, which has 64 more: squeeze-and-excitation."""
+    model = build_model(CONFIG.replace(initial_weights="imagenet"), 3)
+    lite = lite0_weights()
+    assert len([name for name in model.backbone.state_dict() if name not in lite]) == 64
+    load_imagenet_weights(model, lite_weights(lite, model), model_name="efficientnet-b0")
+    assert torch.equal(model.backbone._conv_head.weight, lite["_conv_head.weight"])
+    torch.testing.assert_close(model.backbone._conv_stem.weight.detach(),
+                               lite["_conv_stem.weight"].sum(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("model_name", ["efficientnet-b1", "resnet18"])
+def test_without_a_network_the_pictures_are_asked_for_as_a_file(monkeypatch, model_name):
+    def unreachable(url, **settings):
+        assert settings["weights_only"] and settings["check_hash"]
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(checkpoints, "load_state_dict_from_url", unreachable)
+    with pytest.raises(ConfigError, match=rf"{model_name} could not be downloaded from https://.*{model_name}.*no route"
+                                          rf" to host.*pass --initial_weights FILE"):
+        imagenet_weights(model_name)
 
 
 # the whole project

@@ -4,7 +4,7 @@ import pytest
 
 from models.efficientnet_config import EfficientNetConfig, get_config
 from models.errors import ConfigError
-from utils.storage.config_files import read_config, write_config
+from utils.storage.config_files import read_config, settings_in_file, write_config
 
 
 def write(path, values):
@@ -50,3 +50,31 @@ def test_a_file_that_is_no_json(tmp_path):
         read_config(tmp_path / "c.json")
     with pytest.raises(ConfigError, match=r"none\.json cannot be read"):
         read_config(tmp_path / "none.json")
+
+
+def test_a_file_tells_which_settings_it_gives_itself(tmp_path):
+    path = write(tmp_path / "c.json", {"format_version": 1, "preset": "efficientnet_b0_fast", "epochs": 7,
+                                       "frontend": {"n_mels": 64}})
+    assert settings_in_file(path) == {"epochs", "frontend"}
+    assert settings_in_file(str(path)) == {"epochs", "frontend"}
+    assert settings_in_file(write(tmp_path / "empty.JSON", {})) == frozenset()
+
+
+def test_a_preset_gives_no_setting_itself():
+    assert settings_in_file("efficientnet_b0_fast") == frozenset()
+
+
+def test_a_written_config_gives_every_setting(tmp_path):
+    write_config(tmp_path / "c.json", EfficientNetConfig())
+    assert settings_in_file(tmp_path / "c.json") == set(EfficientNetConfig().to_dict())
+
+
+def test_an_older_file_gives_its_start_under_the_newer_name(tmp_path):
+    path = write(tmp_path / "c.json", {"pretrained": False, "epochs": 7})
+    assert settings_in_file(path) == {"initial_weights", "epochs"}
+    assert read_config(path) == EfficientNetConfig(initial_weights="none", epochs=7)
+
+
+def test_an_unreadable_file_gives_an_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.json cannot be read"):
+        settings_in_file(tmp_path / "none.json")

@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 import torch
 
 from models.efficientnet_config import AugmentationConfig
+from models.errors import ConfigError
 from tests.conftest import tiny_config
 from utils.storage.spectrograms import ArrayDataset, Batch
 from utils.training.augmenter import Augmenter
@@ -60,3 +62,40 @@ def test_without_augmentation_a_batch_stays_as_it_is(rng):
     inputs, targets = Augmenter(config=tiny_config(), n_classes=2, epoch=1)(batch, number=0, device=CPU)
     assert torch.equal(inputs, batch.log_mel)
     assert torch.equal(targets, torch.eye(2)[batch.labels])
+
+
+def test_masks_come_after_all_mixing(rng):
+    """A mask of one window must not be filled with the sound of another, nor a mixture show where it was."""
+    dataset = windows(rng, 8)
+    batch = batch_of(dataset, range(8))
+    config = augmenting_config(mixup_alpha=1.0, use_time_shift=False)
+    unmasked = config.replace(augmentation=config.augmentation.replace(use_spec_augment=False))
+    mixed, _ = Augmenter(config=unmasked, n_classes=2, epoch=1)(batch, number=0, device=CPU)
+    inputs, _ = Augmenter(config=config, n_classes=2, epoch=1)(batch, number=0, device=CPU)
+    hidden = inputs != mixed
+    means = mixed.mean(dim=(2, 3), keepdim=True).expand_as(mixed)
+    assert hidden.any() and not hidden.all()
+    torch.testing.assert_close(inputs[hidden], means[hidden], rtol=0, atol=10 * ROUNDING)
+
+
+def test_a_batch_is_mixed_by_its_number(rng):
+    batch, config = batch_of(windows(rng, 8), range(8)), augmenting_config(mixup_alpha=1.0)
+    augment = Augmenter(config=config, n_classes=2, epoch=1)
+    (_, first), (_, again), (_, other) = (augment(batch, number=number, device=CPU) for number in (3, 3, 4))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_background_is_mixed_by_its_label_and_leaves_labels_alone(rng):
+    dataset = windows(rng, 12, n_classes=3)
+    batch = batch_of(dataset, range(12))
+    config = augmenting_config(use_background_mix=True, use_mixup=False, use_spec_augment=False, use_time_shift=False)
+    inputs, targets = Augmenter(config=config, n_classes=3, epoch=1, background_label=2)(batch, number=0, device=CPU)
+    changed = (inputs != batch.log_mel).flatten(1).any(dim=1)
+    assert changed.any() and not changed[batch.labels == 2].any()
+    assert torch.equal(targets, torch.eye(3)[batch.labels])
+
+
+def test_background_mix_without_its_class_is_refused():
+    with pytest.raises(ConfigError, match="use_background_mix needs the class environmental_sound.*switch"):
+        Augmenter(config=augmenting_config(use_background_mix=True), n_classes=2, epoch=1)
+    Augmenter(config=augmenting_config(use_background_mix=True).replace(use_augmentation=False), n_classes=2, epoch=1)

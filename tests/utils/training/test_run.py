@@ -1,31 +1,36 @@
 import json
 import shutil
-from urllib.error import URLError
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from efficientnet_pytorch import EfficientNet
 from torch import nn
 
+from models import calibration
 from models.audio_frontend import frontend_fingerprint
+from models.calibration import Calibration, cross_fitted_probabilities
+from models.classes import ClassList
 from models.efficientnet import build_model
+from models.efficientnet_config import AugmentationConfig
 from models.errors import CheckpointError, ConfigError, ManifestError
 from tests.conftest import TINY_CLASSES, TINY_FRONTEND, tiny_config
-from utils import training_utils
+from utils import metrics, training_utils
 from utils.storage import checkpoints
 from utils.training import run as training
+from utils.training import starter
 from utils.storage.checkpoints import load_model, read_checkpoint
 from utils.storage.config_files import read_config
 from utils.storage.spectrograms import SpectrogramDataset
 from utils.storage.locks import locked
-from utils.storage.manifest import recording_contents
+from utils.storage.manifest import Manifest, recording_contents
 from utils.storage.names import recording_hash
+from utils.storage.splits import grouped_folds
 from utils.training.distributed import Processes
-from utils.training.run import (check_shape, checkpoint_path, make_model, read_training_data, resume_config,
-                                train_model, with_frontend)
-from utils.training_utils import predict_logits
+from utils.training.run import (ModelFolder, TrainingData, check_shape, checkpoint_path, read_training_data,
+                                resume_config, train_model, with_frontend)
+from utils.training_utils import TrainingHistory, predict_logits
 
 CPU = torch.device("cpu")
 PICTURES = ("history.png", "confusion_matrix.png", "roc_curves.png", "precision_recall_curves.png", "reliability.png")
@@ -51,8 +56,8 @@ def small_network(monkeypatch):
             torch.default_generator.manual_seed(config.seed)
             return SmallNetwork(n_classes)
 
-    monkeypatch.setattr(training, "build_model", build)
-    monkeypatch.setattr(checkpoints, "build_model", build)
+    for module in (training, starter, checkpoints):
+        monkeypatch.setattr(module, "build_model", build)
     for name in ("plot_history", "plot_confusion_matrix", "plot_roc_curves", "plot_precision_recall_curves",
                  "plot_reliability"):
         monkeypatch.setattr(training.reports, name, lambda *arguments, **named: None)
@@ -68,9 +73,8 @@ def read_data(folder, *, allow_leakage=False):
     return read_training_data(folder / "train.csv", folder / "val.csv", allow_leakage=allow_leakage)
 
 
-def train(data, config, model_dir, *, resume_from=None, weights_file=None):
-    return train_model(data, config, model_dir=model_dir, device=CPU, n_workers=0, resume_from=resume_from,
-                       weights_file=weights_file)
+def train(data, config, model_dir, *, resume_from=None):
+    return train_model(data, config, model_dir=model_dir, device=CPU, n_workers=0, resume_from=resume_from)
 
 
 def leak(folder):
@@ -162,6 +166,93 @@ def test_checkpoint_names(tmp_path, name, kind, expected):
     assert checkpoint_path(tmp_path, name, kind) == tmp_path / expected
 
 
+# what is said of validation, and the thresholds
+
+def model_folder(path, labels, recording_ids, **changes):
+    """Return a folder whose validation has these labels and recordings."""
+    rows = pd.DataFrame({"label": labels, "recording_id": recording_ids})
+    manifest = Manifest(path / "val.csv", rows, ClassList(TINY_CLASSES[:3]), TINY_FRONTEND)
+    return ModelFolder(path, tiny_config(**changes), TrainingData(train=manifest, val=manifest, shared_recordings=[]),
+                       {})
+
+
+def finish(folder, logits, labels):
+    """Save and finish a run of one epoch with these validation logits; return ``metrics.json``."""
+    history = TrainingHistory()
+    history.add({"epoch": 1, "val_macro_f1": 1.0}, monitor="macro_f1")
+    network = SmallNetwork(3)
+    folder.save_epoch(network, SimpleNamespace(kept=network, state_dict=dict), history, logits, labels)
+    content = read_checkpoint(folder.best)
+    folder.finish(history, logits, labels, Calibration.from_dict(content["calibration"]))
+    return json.loads((folder.path / "metrics.json").read_text(encoding="utf-8"))
+
+
+def validation(rng, n_recordings, *, n_windows=1, signal=1.5):
+    labels = np.repeat(rng.permutation(np.arange(n_recordings) % 3), n_windows)
+    logits = signal * np.eye(3)[labels] + rng.normal(size=(len(labels), 3))
+    return logits, labels, np.repeat([f"r{number}" for number in range(n_recordings)], n_windows)
+
+
+def test_validation_scores_are_cross_fitted_by_recording(tmp_path, rng, small_network, monkeypatch):
+    titles = []
+    monkeypatch.setattr(training.reports, "plot_reliability",
+                        lambda *arguments, title: titles.append(title))
+    logits, labels, recording_ids = validation(rng, 30, n_windows=2)
+    folder = model_folder(tmp_path, labels, recording_ids)
+    scores = finish(folder, logits, labels)
+    folds = grouped_folds(labels, recording_ids, n_folds=5, random_state=folder.config.seed)
+    crossed = cross_fitted_probabilities(logits, labels, folds, recording_ids=recording_ids)
+    expected = metrics.evaluate(crossed, labels, class_names=TINY_CLASSES[:3])
+    for name in ("ece", "log_loss", "brier_score", "macro_f1"):
+        assert scores[name] == pytest.approx(expected[name])
+    assert scores["calibration_scores"] == "cross_fitted" and titles[0].endswith("calibration cross-fitted")
+    deployed = calibration.fit(logits, labels, recording_ids=recording_ids)
+    assert scores["temperature"] == deployed.temperature and scores["class_biases"] == list(deployed.class_biases)
+    assert read_checkpoint(folder.best)["calibration"] == deployed.to_dict()
+    in_sample = metrics.evaluate(deployed.probabilities(logits), labels, class_names=TINY_CLASSES[:3])
+    assert scores["log_loss"] > in_sample["log_loss"]
+
+
+def test_with_too_few_recordings_the_scores_are_in_sample_and_say_so(tmp_path, rng, small_network):
+    logits, labels, recording_ids = validation(rng, 5, n_windows=4)
+    scores = finish(model_folder(tmp_path, labels, recording_ids), logits, labels)
+    assert scores["calibration_scores"] == "in_sample"
+    fitted = calibration.fit(logits, labels, recording_ids=recording_ids)
+    expected = metrics.evaluate(fitted.probabilities(logits), labels, class_names=TINY_CLASSES[:3])
+    assert scores["log_loss"] == pytest.approx(expected["log_loss"])
+
+
+def test_a_target_precision_sets_the_thresholds_of_the_checkpoint_and_the_config(tmp_path, rng, small_network):
+    logits, labels, recording_ids = validation(rng, 300, signal=3.0)
+    folder = model_folder(tmp_path, labels, recording_ids, target_precision=0.9, reject_class=TINY_CLASSES[2])
+    scores = finish(folder, logits, labels)
+    found = read_checkpoint(folder.best)["thresholds"]
+    assert found[TINY_CLASSES[2]] == folder.config.threshold(TINY_CLASSES[2])  # the reject class promises nothing
+    assert read_config(tmp_path / "config.json").thresholds == {**folder.config.thresholds, **found}
+    for row in scores["answered"]["per_class"]:
+        assert row["threshold"] == found[row["class_name"]] != folder.config.threshold(row["class_name"])
+        assert row["precision"] >= 0.9
+    # what is resumed asks for the precision again: it keeps the thresholds of the config
+    assert read_checkpoint(folder.last)["config"] == folder.config.to_dict()
+
+
+def test_a_class_that_cannot_keep_the_precision_is_never_reported(tmp_path, rng, small_network, caplog):
+    logits, labels, recording_ids = validation(rng, 30, signal=0.0)
+    folder = model_folder(tmp_path, labels, recording_ids, target_precision=0.9)
+    scores = finish(folder, logits, labels)
+    assert set(read_checkpoint(folder.best)["thresholds"].values()) == {1.0}
+    assert scores["answered"]["share"] == 0.0
+    assert "bird_song, mammal_call, insect_sound will never be reported: on validation no threshold" in caplog.text
+
+
+def test_without_a_target_the_thresholds_stay(tmp_path, rng, small_network):
+    logits, labels, recording_ids = validation(rng, 30)
+    folder = model_folder(tmp_path, labels, recording_ids)
+    finish(folder, logits, labels)
+    assert read_checkpoint(folder.best)["thresholds"] == {name: folder.config.threshold(name)
+                                                          for name in TINY_CLASSES[:3]}
+
+
 # what is refused
 
 def test_a_recording_on_both_sides_is_refused(dataset_copy):
@@ -220,33 +311,6 @@ def test_spectrograms_of_another_front_end_are_refused(dataset_copy):
         check_shape(SpectrogramDataset(data.train), config, data.train.path)
 
 
-# pretrained weights
-
-def test_unreachable_imagenet_weights_name_the_way_out(monkeypatch):
-    def unreachable(url, **options):
-        raise URLError("no network")
-
-    monkeypatch.setattr(checkpoints, "load_state_dict_from_url", unreachable)
-    with pytest.raises(ConfigError, match="efficientnet-b0 could not be downloaded.*no network.*--pretrained_weights"):
-        make_model(tiny_config(initial_weights="imagenet"), 4, weights_file=None)
-
-
-def test_pretrained_weights_come_from_a_local_file(tmp_path):
-    library = EfficientNet.from_name("efficientnet-b0")
-    torch.save(library.state_dict(), tmp_path / "imagenet.pth")
-    model = make_model(tiny_config(initial_weights="imagenet"), 4, weights_file=tmp_path / "imagenet.pth")
-    own, given = model.backbone.state_dict(), library.state_dict()
-    torch.testing.assert_close(own["_conv_stem.weight"], given["_conv_stem.weight"].sum(dim=1, keepdim=True))
-    assert torch.equal(own["_conv_head.weight"], given["_conv_head.weight"])
-    assert own["_fc.weight"].shape == (4, 1280)
-
-
-def test_weights_of_another_network_are_refused(tmp_path):
-    torch.save(EfficientNet.from_name("efficientnet-b0").state_dict(), tmp_path / "b0.pth")
-    with pytest.raises(CheckpointError, match="the pretrained weights are not those of resnet18"):
-        make_model(tiny_config(model_name="resnet18", initial_weights="imagenet"), 4, weights_file=tmp_path / "b0.pth")
-
-
 # going on
 
 def interrupt_epoch(monkeypatch, epoch):
@@ -268,6 +332,10 @@ def assert_same_run(first, second):
     for name, value in one["weights"].items():
         assert torch.equal(value, two["weights"][name]), name
     assert one["training"]["schedule"] == two["training"]["schedule"]
+    averages = [state["training"].get("average", {}) for state in (one, two)]
+    assert averages[0].keys() == averages[1].keys()
+    for name, value in averages[0].items():
+        assert torch.equal(value, averages[1][name]), name
     histories = [pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in (first, second)]
     pd.testing.assert_frame_equal(*histories, check_exact=True)
     best = [read_checkpoint(folder / "efficientnet_best.pth")["weights"] for folder in (first, second)]
@@ -291,10 +359,17 @@ def test_a_resumed_run_is_the_same_run(tiny_dataset, tmp_path, monkeypatch, smal
     assert resumed == straight
 
 
-def test_a_resumed_efficientnet_is_the_same_network(tiny_dataset, tmp_path, monkeypatch):
+@pytest.mark.parametrize("changes", [
+    {},
+    {"freeze_epochs": 1, "layer_decay": 0.7, "l2_to_start": 50.0, "ema_decay": 0.9, "reestimate_batch_norm": True,
+     "class_weights": "sqrt", "optimizer": "sgd", "accumulation_steps": 2},
+    {"freeze_batch_norm": True, "l2_to_start": 50.0, "reestimate_batch_norm": True},
+], ids=["plain", "fine_tuning", "frozen_batch_norm"])
+def test_a_resumed_efficientnet_is_the_same_network(tiny_dataset, tmp_path, monkeypatch, changes):
     """Stochastic depth and dropout draw while training: they too must go on as they would have."""
     data = tiny_dataset.training_data()
-    config = tiny_config(epochs=2, batch_size=16, dropout_rate=0.3, drop_connect_rate=0.2)
+    config = tiny_config(epochs=2, batch_size=16, dropout_rate=0.3, drop_connect_rate=0.2, use_augmentation=True,
+                         augmentation=AugmentationConfig(use_equaliser=True, use_low_pass=True), **changes)
     for name in ("plot_history", "plot_confusion_matrix", "plot_roc_curves", "plot_precision_recall_curves",
                  "plot_reliability"):
         monkeypatch.setattr(training.reports, name, lambda *arguments, **named: None)
@@ -306,6 +381,29 @@ def test_a_resumed_efficientnet_is_the_same_network(tiny_dataset, tmp_path, monk
     last = tmp_path / "stopped" / "efficientnet_last.pth"
     train(data, resume_config(last, None, []), tmp_path / "stopped", resume_from=last)
     assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("interrupted_epoch", [2, 4])
+def test_a_resumed_average_is_the_same_average(tiny_dataset, tmp_path, monkeypatch, small_network, interrupted_epoch):
+    data = tiny_dataset.training_data()
+    config = tiny_config(epochs=4, ema_decay=0.8, use_augmentation=True, batch_size=4)
+    train(data, config, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        interrupt_epoch(patch, interrupted_epoch)
+        with pytest.raises(KeyboardInterrupt, match="^$"):
+            train(data, config, tmp_path / "stopped")
+    last = tmp_path / "stopped" / "efficientnet_last.pth"
+    train(data, resume_config(last, None, []), tmp_path / "stopped", resume_from=last)
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_the_average_is_deployed_and_the_newest_weights_are_resumed(tiny_dataset, tmp_path, small_network):
+    train(tiny_dataset.training_data(), tiny_config(epochs=1, ema_decay=0.9, batch_size=4), tmp_path)
+    best, last = (read_checkpoint(tmp_path / f"efficientnet_{kind}.pth") for kind in ("best", "last"))
+    average = last["training"]["average"]
+    for name, value in best["weights"].items():
+        assert torch.equal(value, average[f"module.{name}"])
+    assert not torch.equal(best["weights"]["layers.0.weight"], last["weights"]["layers.0.weight"])
 
 
 def test_the_same_seed_trains_the_same_model(tiny_dataset, tmp_path, small_network):
@@ -369,7 +467,7 @@ def test_a_model_folder_is_held_while_it_is_written(tiny_dataset, tmp_path, smal
 def test_only_the_main_process_holds_and_writes_the_folder(tiny_dataset, tmp_path, monkeypatch, small_network):
     """Where two start together, the other one must not wait for a lock that the main one holds."""
     class Second(Processes):
-        def wrap(self, model):
+        def wrap(self, model, *, partly_frozen=False):
             return model
 
         def sum(self, value):

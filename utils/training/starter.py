@@ -1,0 +1,116 @@
+"""What a network begins with: the starter that has heard sounds, ImageNet's pictures, a file, or nothing."""
+
+import logging
+from pathlib import Path
+
+from models.efficientnet import (SpectrogramClassifier, body_weights, build_model, lite_weights, load_body,
+                                 load_imagenet_weights)
+from models.efficientnet_config import (EFFICIENTNET_NAMES, FROM_SCRATCH, IMAGENET, STARTER, EfficientNetConfig,
+                                        FrontendConfig)
+from models.errors import CheckpointError
+from models.growth import grow
+from utils.storage.checkpoints import Start, imagenet_weights, lite0_weights, read_start
+
+logger = logging.getLogger(__name__)
+
+STARTER_FOLDER = Path(__file__).resolve().parents[2] / "models" / "starter"
+_SMALLEST = EFFICIENTNET_NAMES[0]
+
+
+def starter_path(model_name: str) -> Path:
+    """Return where the starter of a network stands; the larger EfficientNets grow from B0's."""
+    return STARTER_FOLDER / f"{_SMALLEST if model_name in EFFICIENTNET_NAMES else model_name}.pth"
+
+
+def resolve_start(config: EfficientNetConfig) -> EfficientNetConfig:
+    """Return the config with random weights where it asks for a starter that there is not; a line says so."""
+    if config.initial_weights != STARTER or starter_path(config.model_name).is_file():
+        return config
+    logger.info("there is no starter for %s: it begins with random weights", config.model_name)
+    return config.replace(initial_weights=FROM_SCRATCH)
+
+
+def begin(config: EfficientNetConfig, n_classes: int) -> tuple[SpectrogramClassifier, EfficientNetConfig]:
+    """Build the network of a config with the weights it asks for.
+
+    Parameters
+    ----------
+    config : EfficientNetConfig
+        ``initial_weights`` says which; the starter is taken wherever there is one.
+    n_classes : int
+        Number of outputs.
+
+    Returns
+    -------
+    model : SpectrogramClassifier
+        On the CPU, in training mode.
+    config : EfficientNetConfig
+        With what was found: ``none`` where there is no starter, and the batch-norm epsilon of the start.
+
+    Raises
+    ------
+    CheckpointError
+        If a file's weights are those of another network.
+    ConfigError
+        If ImageNet's weights are not to be had.
+    """
+    config = resolve_start(config)
+    model = build_model(config, n_classes)
+    if config.initial_weights == FROM_SCRATCH:
+        return model, config
+    if config.initial_weights == IMAGENET:
+        _begin_with_pictures(model, config.model_name)
+        return model, config
+    named = config.initial_weights == STARTER
+    path = starter_path(config.model_name) if named else Path(config.initial_weights)
+    start = read_start(path, source=STARTER if named else None)
+    if isinstance(start, Start) and config.batch_norm_epsilon is None:
+        config = config.replace(batch_norm_epsilon=start.batch_norm_epsilon)
+        model = build_model(config, n_classes)
+    try:
+        if isinstance(start, dict):
+            load_imagenet_weights(model, start, model_name=config.model_name)
+            return model, config
+        load_body(model, _fitted(start, model, config), model_name=config.model_name)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    logger.info("%s begins with %s (%s; licence: %s)", config.model_name, start.source, start.trained_on,
+                start.licence)
+    misfit = frontend_difference(start.frontend, config.frontend)
+    if misfit:
+        logger.warning("the start %s has heard another front end (%s): it is used all the same, and knows less",
+                       start.source, misfit)
+    return model, config
+
+
+def frontend_difference(heard: FrontendConfig | None, used: FrontendConfig) -> str:
+    """Return in words what of two front ends differs; the length of a window does not matter to a network."""
+    if heard is None:
+        return ""
+    return ", ".join(f"{name} {value} for {getattr(used, name)}" for name, value in heard.to_dict().items()
+                     if name != "segment_duration_ms" and value != getattr(used, name))
+
+
+def _begin_with_pictures(model: SpectrogramClassifier, model_name: str) -> None:
+    """Put ImageNet's weights in: for B0 those of EfficientNet-Lite0, which need no network, for others a download."""
+    if model_name == _SMALLEST:
+        weights = lite_weights(lite0_weights(), model)
+    else:
+        weights = imagenet_weights(model_name)
+    load_imagenet_weights(model, weights, model_name=model_name)
+
+
+def _fitted(start: Start, model: SpectrogramClassifier, config: EfficientNetConfig) -> dict:
+    """Return the start's weights for this network: its own, or those a smaller EfficientNet grows into."""
+    if start.model_name == config.model_name:
+        return dict(start.weights)
+    names = EFFICIENTNET_NAMES
+    of_smaller = " or of a smaller EfficientNet" if config.model_name in names[1:] else ""
+    if not (start.model_name in names and config.model_name in names
+            and names.index(start.model_name) < names.index(config.model_name)):
+        raise CheckpointError(f"it holds {start.model_name}, which {config.model_name} cannot begin with: give a start"
+                              f" of {config.model_name}{of_smaller}")
+    smaller = build_model(config.replace(model_name=start.model_name), 2)
+    load_body(smaller, start.weights, model_name=start.model_name)
+    return {**body_weights(model, model_name=config.model_name),
+            **grow(start.weights, model.backbone, smaller.backbone, seed=config.seed)}
