@@ -35,6 +35,8 @@ def build_parser() -> cli.CommandParser:
     run_group.add_argument("--teacher", type=Path, help=".onnx with its description beside it, or a .pth of NightScan")
     run_group.add_argument("--distill_minutes", type=cli.positive_seconds, default=10.0,
                            help="minutes of a recording that are used, in random stretches of a longer one")
+    run_group.add_argument("--linear_probe", action="store_true",
+                           help="keep the body as it is, fit only a linear classifier on what it hears: takes seconds")
     run_group.add_argument("--cross_validation", action="store_true",
                            help="k folds over train and val instead of one model")
     run_group.add_argument("--k_folds", type=cli.positive_int, default=5, help="number of folds")
@@ -58,7 +60,7 @@ def run(flags: argparse.Namespace) -> int:
         from utils.cross_validation import cross_validate_manifests
         from utils.training.distributed import join_processes, leave_processes
         from utils.training.starter import resolve_start
-        from utils.training.run import checkpoint_path, read_training_data, resume_config, train_model
+        from utils.training.run import checkpoint_path, probe_model, read_training_data, resume_config, train_model
         from utils.running.devices import resolve_device, use_deterministic_algorithms
 
     config = cli.config_from_flags(read_config(flags.config), vars(flags))
@@ -82,6 +84,9 @@ def run(flags: argparse.Namespace) -> int:
             f"{name} {summary['mean'][name]:.3f} ± {summary['std'][name]:.3f}" for name in ("accuracy", "macro_f1")))
         print(f"summary: {flags.model_dir / 'cross_validation' / 'summary.json'}")
         return cli.EXIT_DONE
+    if flags.linear_probe:
+        scores = probe_model(data, config, model_dir=flags.model_dir, device=device, n_workers=n_workers)
+        return tell(scores, checkpoint_path(flags.model_dir, config.model_name, "best"))
     resume_from = flags.resume_from or (find_last(flags.model_dir) if flags.resume else None)
     if resume_from:
         config = resume_config(resume_from, config, cli.given_settings(vars(flags)))
@@ -90,8 +95,13 @@ def run(flags: argparse.Namespace) -> int:
     leave_processes()
     if not processes.is_main:
         return cli.EXIT_DONE
+    return tell(scores, checkpoint_path(flags.model_dir, config.model_name, "best"))
+
+
+def tell(scores: dict, best: Path) -> int:
+    """Say how a model does on validation and where it is."""
     print(f"validation: accuracy {scores['accuracy']:.3f}, macro F1 {scores['macro_f1']:.3f}")
-    print(f"model: {checkpoint_path(flags.model_dir, config.model_name, 'best')}")
+    print(f"model: {best}")
     return cli.EXIT_DONE
 
 
@@ -128,6 +138,10 @@ def check_flags(flags: argparse.Namespace) -> None:
     elif not (flags.train_csv and flags.val_csv):
         raise ConfigError("--train_csv and --val_csv are needed: give the manifests that preprocess_enhanced.py wrote,"
                           " or --distill_dir with --teacher")
+    if flags.linear_probe and (flags.distill_dir or flags.cross_validation or flags.resume or flags.resume_from
+                               or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+        raise ConfigError("--linear_probe goes neither with --distill_dir, --cross_validation, --resume, --resume_from"
+                          " nor with torchrun: it takes seconds, leave them out")
     if flags.k_folds < 2:
         raise ConfigError(f"--k_folds must be at least 2, got {flags.k_folds}")
     if flags.cross_validation and int(os.environ.get("WORLD_SIZE", "1")) > 1:

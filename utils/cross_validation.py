@@ -29,8 +29,8 @@ from utils.storage.manifest import NOT_AUGMENTED, Manifest
 from utils.storage.spectrograms import ArrayDataset, SpectrogramDataset
 from utils.storage.splits import grouped_folds
 from utils.training.optimisation import count_steps, resolve_batch_norm
-from utils.training.run import (check_shape, checkpoint_path, contents_of_recordings, describe_recordings,
-                                with_frontend, write_history)
+from utils.training.run import (background_label, check_shape, checkpoint_path, contents_of_recordings,
+                                describe_recordings, with_frontend, write_history)
 from utils.training.starter import begin, resolve_start
 from utils.training_utils import TrainingHistory, TrainingTask, fit, predict_logits
 
@@ -276,7 +276,8 @@ def _fold_task(windows: _Windows, available: np.ndarray, settings: _Settings) ->
     n_classes = len(settings.classes)
     model, config = begin(config, n_classes)
     return TrainingTask(model=model.to(settings.device), config=config, train=train, val=val, n_classes=n_classes,
-                        device=settings.device, n_workers=settings.n_workers)
+                        device=settings.device, n_workers=settings.n_workers,
+                        background_label=background_label(settings.classes))
 
 
 def _selection_split(windows: _Windows, available: np.ndarray, *, random_state: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,9 +5,9 @@
 
 The test side is that of ``wildlife/splits.csv``; a seed redraws training and validation among the other groups, and
 seeds weights and order. Every run is a training command of the README in a folder of its own, scored once on the test
-side by ``evaluate_model.py``; what is there already is not done again. ``--probes`` scores linear probes on the features
-of a start, or of a teacher, in five folds over all clips: by group, and by ``source_repo``, which is harder. Nothing is
-asserted.
+side by ``evaluate_model.py``; what is there already is not done again. ``--probes`` scores linear probes on the
+features of a start, or of a teacher, in five folds over all clips: by group, and by ``source_repo``, which is harder.
+Nothing is asserted.
 """
 
 import argparse
@@ -74,7 +74,8 @@ def main() -> None:
                            n_recordings=n_recordings) for seed in options.seeds]
             rows.append(summary(name if not n_recordings else f"{name}, {n_recordings} a class", results))
             print(rows[-1], flush=True)
-    print("\n".join(["| run | seeds | " + " | ".join(SCORES) + " | minutes |", "|---" * (len(SCORES) + 3) + "|", *rows]))
+    header = "| run | seeds | " + " | ".join(SCORES) + " | minutes |"
+    print("\n".join([header, "|---" * (len(SCORES) + 3) + "|", *rows]))
 
 
 def prepare(data: Path, dataset: Path) -> Path:
@@ -150,8 +151,8 @@ def print_probe(start: str, data: Path, dataset: Path) -> None:
         names = [str(label) for label in classes]
         scores = metrics.evaluate(special.softmax(logits, axis=1), labels, class_names=names)
         error = metrics.evaluate(probabilities, labels, class_names=names)["ece"]
-        print(f"| {start} | {kind} | {scores['accuracy']:.3f} | {scores['macro_f1']:.3f} | {scores['weighted_f1']:.3f} |"
-              f" {error:.3f} |", flush=True)
+        shown = (*(scores[name] for name in ("accuracy", "macro_f1", "weighted_f1")), error)
+        print(f"| {start} | {kind} | " + " | ".join(f"{value:.3f}" for value in shown) + " |", flush=True)
 
 
 def _features(start: str, rows: pd.DataFrame, data: Path, dataset: Path) -> np.ndarray:
@@ -167,7 +168,7 @@ def _features(start: str, rows: pd.DataFrame, data: Path, dataset: Path) -> np.n
     model, config = begin(config, 2)
     spectrograms = [np.load(dataset / path) for path in rows["path"]]
     return embed(model, ArrayDataset(spectrograms, np.zeros(len(rows))), batch_size=_BATCH,
-                 device=torch.device("cpu"), n_workers=0, mixed_precision=True)
+                 device=torch.device("cpu"), n_workers=0)
 
 
 def _window(path: Path, start_seconds: float, sample_rate: int) -> np.ndarray:

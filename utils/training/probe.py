@@ -17,7 +17,6 @@ from torch import nn
 
 from models.efficientnet import SpectrogramClassifier, classifier_of
 from utils import metrics
-from utils.running.devices import autocast, autocast_dtype
 from utils.running.progress import progress
 from utils.storage.spectrograms import ArrayDataset, SpectrogramDataset, make_loader
 from utils.storage.splits import grouped_folds
@@ -137,7 +136,7 @@ def _scores(logits: np.ndarray, labels: np.ndarray, *, n_classes: int) -> dict[s
 
 @torch.inference_mode()
 def embed(model: SpectrogramClassifier, dataset: SpectrogramDataset | ArrayDataset, *, batch_size: int,
-          device: torch.device, n_workers: int, mixed_precision: bool) -> np.ndarray:
+          device: torch.device, n_workers: int) -> np.ndarray:
     """Return what the body of a model makes of windows, float32 ``(n_windows, n_features)``, in the data set's order.
 
     Parameters
@@ -150,15 +149,15 @@ def embed(model: SpectrogramClassifier, dataset: SpectrogramDataset | ArrayDatas
         How they are loaded.
     device : torch.device
         Where to compute.
-    mixed_precision : bool
-        Compute as training does.
+
+    Notes
+    -----
+    In float32, as prediction computes: the classifier is fitted to exactly what it will see.
     """
     loader = make_loader(dataset, batch_size=batch_size, shuffle_seed=None, n_workers=n_workers,
                          pin_memory=device.type == "cuda")
-    dtype = autocast_dtype(device, mixed_precision=mixed_precision)
     model.eval()
     parts = []
     for batch in progress(loader, total=len(loader), description="embeddings", unit="batch", leave=False):
-        with autocast(device, dtype):
-            parts.append(model.embed(batch.log_mel.to(device, non_blocking=True)).float().cpu().numpy())
+        parts.append(model.embed(batch.log_mel.to(device, non_blocking=True)).cpu().numpy())
     return np.concatenate(parts)

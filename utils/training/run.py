@@ -15,7 +15,7 @@ from models import calibration
 from models.calibration import Calibration, cross_fitted_probabilities
 from models.classes import ClassList, DecisionRules
 from models.efficientnet import build_model
-from models.efficientnet_config import RESNET_NAME, EfficientNetConfig
+from models.efficientnet_config import BACKGROUND_CLASS, RESNET_NAME, EfficientNetConfig
 from models.errors import CheckpointError, ConfigError, ManifestError
 from models.thresholds import NEVER, thresholds_for_precision
 from utils import metrics, reports
@@ -30,6 +30,7 @@ from utils.storage.splits import grouped_folds
 from utils.storage.tables import read_table, write_table
 from utils.training.distributed import Processes
 from utils.training.optimisation import Optimisation, count_steps, resolve_batch_norm
+from utils.training.probe import choose_strength, embed, fit_linear
 from utils.training.starter import begin
 from utils.training_utils import TrainingHistory, TrainingTask, fit, predict_logits
 
@@ -185,16 +186,22 @@ class ModelFolder:
     def save_epoch(self, model: torch.nn.Module, optimisation: Optimisation, history: TrainingHistory,
                    logits: np.ndarray, labels: np.ndarray) -> None:
         """Write ``_last.pth``, ``history.csv`` and, after the best epoch so far, ``_best.pth``."""
+        about = {"epoch": history.epoch, "best_epoch": history.best_epoch, "validation": history.rows[-1]}
         if history.is_best:
-            fitted = calibration.fit(logits, labels, recording_ids=self.data.val.recording_ids())
-            self._save(self.best, optimisation.kept, history, fitted, config=self._with_thresholds(logits, labels))
-        self._save(self.last, model, history, Calibration(), config=self.config,
+            self.save_best(optimisation.kept, logits, labels, about=about)
+        self._save(self.last, model, Calibration(), about=about, config=self.config,
                    training={**optimisation.state_dict(), "loop": history.to_dict()})
         write_history(self.path, history)
 
-    def finish(self, history: TrainingHistory, logits: np.ndarray, labels: np.ndarray,
-               calibrated: Calibration) -> dict:
-        """Write the scores and pictures of the best epoch, and its thresholds into the config; return the scores."""
+    def save_best(self, model: torch.nn.Module, logits: np.ndarray, labels: np.ndarray, *, about: Mapping
+                  ) -> Calibration:
+        """Write ``_best.pth``, calibrated on its validation logits; return the calibration."""
+        fitted = calibration.fit(logits, labels, recording_ids=self.data.val.recording_ids())
+        self._save(self.best, model, fitted, about=about, config=self._with_thresholds(logits, labels))
+        return fitted
+
+    def finish(self, logits: np.ndarray, labels: np.ndarray, calibrated: Calibration, *, about: Mapping) -> dict:
+        """Write the scores and pictures of the best model, and its thresholds into the config; return the scores."""
         names = self.data.classes.names
         config = self.config.replace(thresholds=read_checkpoint(self.best)["config"]["thresholds"])
         write_config(self.path / "config.json", config)
@@ -203,12 +210,11 @@ class ModelFolder:
         segments = metrics.ScoredSegments(probabilities, labels, names)
         scores = metrics.evaluate_segments(segments)
         write_json(self.path / "metrics.json", {
-            "format_version": 1, "split": "validation", "best_epoch": history.best_epoch, "epochs": history.epoch,
+            "format_version": 1, "split": "validation", **about,
             **calibrated.to_dict(), "calibration_scores": fitted_on, "allowed_leakage": self.data.shared_recordings,
             "environment": {"torch": str(torch.__version__), "python": platform.python_version()}, **scores,
             "answered": metrics.answered_scores(segments, DecisionRules.of_config(config, self.data.classes))})
         title = f"{self.config.model_name}, validation"
-        reports.plot_history(self.path / "history.png", pd.DataFrame(history.rows), best_epoch=history.best_epoch)
         reports.plot_confusion_matrix(self.path / "confusion_matrix.png", np.array(scores["confusion_matrix"]),
                                       class_names=names, title=title)
         reports.plot_roc_curves(self.path / "roc_curves.png", probabilities, labels, class_names=names)
@@ -251,10 +257,9 @@ class ModelFolder:
                            " add validation recordings, or lower --target_precision", ", ".join(silent),
                            config.target_precision)
 
-    def _save(self, path: Path, model: torch.nn.Module, history: TrainingHistory, calibrated: Calibration, *,
+    def _save(self, path: Path, model: torch.nn.Module, calibrated: Calibration, *, about: Mapping,
               config: EfficientNetConfig, training: Mapping | None = None) -> None:
-        metadata = {"epoch": history.epoch, "best_epoch": history.best_epoch, "validation": history.rows[-1],
-                    "allowed_leakage": list(self.data.shared_recordings), "torch": str(torch.__version__),
+        metadata = {**about, "allowed_leakage": list(self.data.shared_recordings), "torch": str(torch.__version__),
                     **self.learnt_from}
         save_model(path, model.state_dict(), config=config, classes=self.data.classes, calibration=calibrated,
                    metadata=metadata, training=training)
@@ -335,7 +340,9 @@ def train_model(data: TrainingData, config: EfficientNetConfig, *, model_dir: Pa
         best = load_model(folder.best)
         logits, labels = predict_logits(best.network.to(device), task.val, config=task.config, device=device,
                                         n_workers=n_workers)
-        return folder.finish(history, logits, labels, best.description.calibration)
+        reports.plot_history(model_dir / "history.png", pd.DataFrame(history.rows), best_epoch=history.best_epoch)
+        return folder.finish(logits, labels, best.description.calibration,
+                             about={"best_epoch": history.best_epoch, "epochs": history.epoch})
 
 
 def _begin(data: TrainingData, config: EfficientNetConfig, *, device: torch.device, n_workers: int,
@@ -354,12 +361,71 @@ def _begin(data: TrainingData, config: EfficientNetConfig, *, device: torch.devi
         model, saved = build_model(config, n_classes), read_training_state(resume_from, data.classes)
         load_weights(model, saved["weights"], resume_from)
     task = TrainingTask(model=model.to(device), config=config, train=train, val=val, n_classes=n_classes,
-                        device=device, n_workers=n_workers, processes=processes)
+                        device=device, n_workers=n_workers, processes=processes,
+                        background_label=background_label(data.classes))
     optimisation, history = task.optimisation(), TrainingHistory()
     if saved is not None:
         optimisation.load_state_dict(saved["training"])
         history = TrainingHistory.from_dict(saved["training"]["loop"])
     return task, optimisation, history
+
+
+def background_label(classes: ClassList) -> int | None:
+    """Return the label of the class that ``use_background_mix`` mixes in; None where there is no such class."""
+    return classes.index(BACKGROUND_CLASS) if BACKGROUND_CLASS in classes.names else None
+
+
+def probe_model(data: TrainingData, config: EfficientNetConfig, *, model_dir: Path, device: torch.device,
+                n_workers: int) -> dict:
+    """Fit a linear classifier on what a start hears and write its folder: a model in seconds after one pass.
+
+    Parameters
+    ----------
+    data : TrainingData
+        From ``read_training_data``.
+    config : EfficientNetConfig
+        ``initial_weights`` says what hears.
+    model_dir : Path
+        Where everything goes; locked meanwhile.
+    device : torch.device
+        From ``resolve_device``.
+    n_workers : int
+        Loading processes.
+
+    Returns
+    -------
+    dict
+        Validation scores.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds a model, or another process writes it.
+    ManifestError
+        If a spectrogram is not what the front end makes, or there are fewer than two recordings.
+    """
+    with locked(model_dir):
+        found = next(iter(sorted(model_dir.glob("*.pth"))), None)
+        if found:
+            raise ConfigError(f"{model_dir} holds a model ({found.name}): choose another --model_dir")
+        train, val = SpectrogramDataset(data.train), SpectrogramDataset(data.val)
+        config = resolve_batch_norm(with_frontend(config, data.train), steps_per_epoch=count_steps(len(train), config))
+        check_shape(train, config, data.train.path)
+        check_shape(val, config, data.val.path)
+        n_classes = len(data.classes)
+        model, config = begin(config, n_classes)
+        model = model.to(device)
+        embeddings, val_embeddings = (embed(model, dataset, batch_size=config.batch_size, device=device,
+                                            n_workers=n_workers) for dataset in (train, val))
+        strength, table = choose_strength(embeddings, train.labels, data.train.recording_ids(), n_classes=n_classes,
+                                          random_state=config.seed)
+        classifier = fit_linear(embeddings, train.labels, n_classes=n_classes, strength=strength)
+        classifier.put_into(model)
+        logits = classifier.logits(val_embeddings)
+        folder = ModelFolder(model_dir, config, data, data.learnt_from())
+        write_table(model_dir / _HISTORY_NAME, pd.DataFrame(table))
+        fitted = folder.save_best(model, logits, val.labels, about={"linear_probe_strength": strength})
+        return folder.finish(logits, val.labels, fitted, about={"linear_probe_strength": strength})
 
 
 def read_training_state(path: Path, classes: ClassList) -> dict:

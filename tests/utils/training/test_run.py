@@ -183,7 +183,7 @@ def finish(folder, logits, labels):
     network = SmallNetwork(3)
     folder.save_epoch(network, SimpleNamespace(kept=network, state_dict=dict), history, logits, labels)
     content = read_checkpoint(folder.best)
-    folder.finish(history, logits, labels, Calibration.from_dict(content["calibration"]))
+    folder.finish(logits, labels, Calibration.from_dict(content["calibration"]), about={})
     return json.loads((folder.path / "metrics.json").read_text(encoding="utf-8"))
 
 

@@ -1,0 +1,100 @@
+"""Linear probes: a regularised linear classifier on what a body hears."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import special
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from models.efficientnet import build_model
+from models.errors import ConfigError
+from scripts import train_efficientnet
+from tests.conftest import tiny_config
+from utils.storage.checkpoints import load_model
+from utils.training.probe import choose_strength, fit_linear
+
+SAME_FUNCTION = 1e-4  # float32 weights against float64
+
+
+def clouds(rng, *, n_classes=3, n=40, n_features=6, apart=3.0):
+    centres = apart * rng.standard_normal((n_classes, n_features))
+    labels = np.repeat(np.arange(n_classes), n)
+    return (centres[labels] + rng.standard_normal((len(labels), n_features))).astype(np.float32), labels
+
+
+def test_the_standardisation_is_folded_into_the_classifier(rng):
+    embeddings, labels = clouds(rng)
+    embeddings = embeddings * np.array([1, 100, 0.01, 1, 5, 1], dtype=np.float32) + 7
+    scaler = StandardScaler().fit(embeddings)
+    regression = LogisticRegression(C=0.1, class_weight="balanced", max_iter=500)
+    expected = regression.fit(scaler.transform(embeddings), labels).predict_proba(scaler.transform(embeddings))
+    found = fit_linear(embeddings, labels, n_classes=3, strength=0.1).logits(embeddings)
+    np.testing.assert_allclose(special.softmax(found, axis=1), expected, atol=SAME_FUNCTION)
+
+
+def test_two_classes_give_the_probabilities_of_the_binary_regression(rng):
+    embeddings, labels = clouds(rng, n_classes=2, apart=0.5)
+    scaler = StandardScaler().fit(embeddings)
+    regression = LogisticRegression(C=0.1, class_weight="balanced", max_iter=500)
+    expected = regression.fit(scaler.transform(embeddings), labels).predict_proba(scaler.transform(embeddings))
+    found = fit_linear(embeddings, labels, n_classes=2, strength=0.1).logits(embeddings)
+    np.testing.assert_allclose(special.softmax(found, axis=1), expected, atol=SAME_FUNCTION)
+
+
+def test_a_class_without_rows_never_wins(rng):
+    embeddings, labels = clouds(rng, n_classes=2)
+    found = fit_linear(embeddings, labels * 2, n_classes=3, strength=0.1).logits(embeddings)
+    assert set(found.argmax(axis=1)) == {0, 2}
+
+
+def test_noise_asks_for_more_regularisation_than_a_clear_signal(rng):
+    labels, ids = np.tile([0, 1], 60), np.arange(120).astype(str)
+    noise = rng.standard_normal((120, 50)).astype(np.float32)
+    signal = noise.copy()
+    signal[:, 0] += 8 * labels
+    weak, _ = choose_strength(noise, labels, ids, n_classes=2, random_state=0)
+    strong, table = choose_strength(signal, labels, ids, n_classes=2, random_state=0)
+    assert weak < strong
+    assert min(table, key=lambda row: row["log_loss"])["strength"] == strong
+
+
+def test_a_recording_is_never_on_both_sides_of_the_choice(rng):
+    """Ten windows of each recording are equal: were they split, the noise would be learnt by heart."""
+    labels = np.repeat(np.tile([0, 1], 10), 10)
+    embeddings = np.repeat(rng.standard_normal((20, 200)), 10, axis=0).astype(np.float32)
+    _, table = choose_strength(embeddings, labels, np.repeat(np.arange(20), 10).astype(str), n_classes=2,
+                               random_state=0)
+    assert max(row["accuracy"] for row in table) < 0.9
+
+
+def train(dataset, folder, *flags):
+    return train_efficientnet.main([
+        "--train_csv", str(dataset / "train.csv"), "--val_csv", str(dataset / "val.csv"), "--model_dir", str(folder),
+        "--config", "efficientnet_b0_fast", "--initial_weights", "none", "--linear_probe", *flags])
+
+
+def test_the_command_writes_an_ordinary_checkpoint_whose_body_is_the_start(tiny_dataset, tmp_path, capsys):
+    assert train(tiny_dataset.output_dir, tmp_path) == 0
+    assert "validation: accuracy" in capsys.readouterr().out
+    model = load_model(tmp_path / "efficientnet_best.pth")
+    start = build_model(tiny_config(drop_connect_rate=0.2), len(model.description.classes)).backbone.state_dict()
+    body = model.network.backbone.state_dict()
+    assert torch.equal(body["_conv_head.weight"], start["_conv_head.weight"])
+    assert not torch.equal(body["_fc.weight"], start["_fc.weight"])
+    assert {"config.json", "metrics.json", "history.csv", "reliability.png"} <= {
+        path.name for path in tmp_path.iterdir()}
+
+
+def test_a_folder_that_holds_a_model_is_kept(tiny_dataset, tmp_path, capsys):
+    (tmp_path / "efficientnet_best.pth").write_bytes(b"a model")
+    assert train(tiny_dataset.output_dir, tmp_path) == 2
+    assert "holds a model" in capsys.readouterr().err
+    assert (tmp_path / "efficientnet_best.pth").read_bytes() == b"a model"
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--cross_validation"])
+def test_flags_that_do_not_go_with_a_probe_are_refused(tiny_dataset, tmp_path, flag):
+    with pytest.raises(ConfigError, match="--linear_probe goes neither"):
+        train_efficientnet.check_flags(train_efficientnet.build_parser().parse_args([
+            "--train_csv", "a", "--val_csv", "b", "--model_dir", str(tmp_path), "--linear_probe", flag]))
