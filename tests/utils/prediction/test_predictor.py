@@ -53,7 +53,7 @@ def save_biased(source, target, *, winner, logit):
     content["weights"]["backbone._fc.weight"].zero_()
     content["weights"]["backbone._fc.bias"].zero_()
     content["weights"]["backbone._fc.bias"][winner] = logit
-    content["calibration"]["temperature"] = 1.0
+    content["calibration"] = {"temperature": 1.0}
     torch.save(content, target)
     return target
 
