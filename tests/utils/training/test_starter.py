@@ -112,7 +112,7 @@ def test_other_networks_begin_with_what_is_downloaded(monkeypatch):
 
 def test_a_start_file_is_what_the_network_begins_with(tmp_path, caplog):
     save_start(tmp_path / "start.pth", start_of())
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="utils"):
         model, found = begin(config_of(tmp_path / "start.pth"), N_CLASSES)
     assert_same(body(model), start_of().weights)
     assert model.training and classifier_of(model).out_features == N_CLASSES
@@ -205,7 +205,7 @@ def test_a_larger_network_begins_as_the_function_of_the_smaller_start(tmp_path, 
 
 def test_where_there_is_no_starter_random_weights_are_taken_and_a_line_says_so(shelf, caplog):
     config = config_of("starter", model_name="resnet18")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="utils"):
         model, found = begin(config, N_CLASSES)
     assert "there is no starter for resnet18: it begins with random weights" in caplog.text
     assert found == config.replace(initial_weights="none") == resolve_start(config)
@@ -214,7 +214,7 @@ def test_where_there_is_no_starter_random_weights_are_taken_and_a_line_says_so(s
 
 def test_the_starter_is_taken_where_there_is_one(shelf, caplog):
     save_start(shelf / "efficientnet-b0.pth", start_of())
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="utils"):
         model, found = begin(config_of("starter"), N_CLASSES)
     assert_same(body(model), start_of().weights)
     assert found.initial_weights == "starter"
@@ -238,7 +238,7 @@ def test_only_a_wish_for_the_starter_is_resolved(shelf, initial_weights):
 def test_a_start_that_has_heard_another_front_end_is_used_with_a_warning_that_names_the_difference(tmp_path, caplog):
     save_start(tmp_path / "start.pth", start_of())
     frontend = TINY_FRONTEND.replace(n_fft=256, f_min=20.0)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="utils"):
         model, _ = begin(config_of(tmp_path / "start.pth", frontend=frontend), N_CLASSES)
     assert_same(body(model), start_of().weights)
     warning, = caplog.records
