@@ -384,7 +384,7 @@ def with_start_settings(config: EfficientNetConfig, *, given: Collection[str]) -
     Parameters
     ----------
     config : EfficientNetConfig
-        A preset's, with what was given on top. A preset's learning rate and epochs are for training from scratch.
+        A preset's, with what was given on top.
     given : collection of str
         Names of the settings that a file or a flag gave.
     """

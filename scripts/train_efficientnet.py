@@ -60,7 +60,9 @@ def run(flags: argparse.Namespace) -> int:
         from utils.cross_validation import cross_validate_manifests
         from utils.training.distributed import join_processes, leave_processes
         from utils.training.starter import resolve_start
-        from utils.training.run import checkpoint_path, probe_model, read_training_data, resume_config, train_model
+        from utils.training.data import read_training_data
+        from utils.training.model_folder import checkpoint_path
+        from utils.training.run import probe_model, resume_config, train_model
         from utils.running.devices import resolve_device, use_deterministic_algorithms
 
     config = cli.config_from_flags(read_config(flags.config), vars(flags))

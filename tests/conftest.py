@@ -14,7 +14,8 @@ from utils.preparation.extraction import ExtractedRecording, PreprocessSettings
 from utils.preparation.run import preprocess
 from utils.preparation.sources import sources_from_folders
 from utils.running.parallel import ThisProcess
-from utils.training.run import TrainingData, read_training_data, train_model
+from utils.training.data import TrainingData, read_training_data
+from utils.training.run import train_model
 
 PROJECT = Path(__file__).resolve().parents[1]
 DATA = PROJECT.parent / "shared" / "data"

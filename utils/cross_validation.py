@@ -28,9 +28,10 @@ from utils.storage.locks import locked
 from utils.storage.manifest import NOT_AUGMENTED, Manifest
 from utils.storage.spectrograms import ArrayDataset, SpectrogramDataset
 from utils.storage.splits import grouped_folds
+from utils.training.data import check_shape, contents_of_recordings, describe_recordings, with_frontend
+from utils.training.model_folder import checkpoint_path, write_history
 from utils.training.optimisation import count_steps, resolve_batch_norm
-from utils.training.run import (background_label, check_shape, checkpoint_path, contents_of_recordings,
-                                describe_recordings, with_frontend, write_history)
+from utils.training.run import background_label
 from utils.training.starter import begin, resolve_start
 from utils.training_utils import TrainingHistory, TrainingTask, fit, predict_logits
 
@@ -243,8 +244,8 @@ def _run_fold(windows: _Windows, held_out: np.ndarray, settings: _Settings, fold
               identity: dict) -> dict:
     """Train one fold, score it on what it never saw, and write its folder."""
     available = ~np.isin(windows.recording_ids, windows.recording_ids[held_out])
-    _, selection = _selection_split(windows, available, random_state=settings.random_state)
-    task = _fold_task(windows, available, settings)
+    learnt, selection = _selection_split(windows, available, random_state=settings.random_state)
+    task = _fold_task(windows, learnt, selection, settings)
     history, calibrated = TrainingHistory(), Calibration()
 
     def after_epoch(history: TrainingHistory, logits: np.ndarray, labels: np.ndarray) -> None:
@@ -268,9 +269,8 @@ def _run_fold(windows: _Windows, held_out: np.ndarray, settings: _Settings, fold
     return scores
 
 
-def _fold_task(windows: _Windows, available: np.ndarray, settings: _Settings) -> TrainingTask:
-    """Return what is trained on the rows that a fold does not hold out, bool ``(n_rows,)``."""
-    learnt, selection = _selection_split(windows, available, random_state=settings.random_state)
+def _fold_task(windows: _Windows, learnt: np.ndarray, selection: np.ndarray, settings: _Settings) -> TrainingTask:
+    """Return what is trained in a fold, on the rows from ``_selection_split``."""
     train, val = windows.dataset(learnt), windows.dataset(selection)
     config = resolve_batch_norm(settings.config, steps_per_epoch=count_steps(len(train), settings.config))
     n_classes = len(settings.classes)

@@ -1,7 +1,7 @@
 """Linear probing: the body stays as it is, a regularised linear classifier learns on what it hears.
 
-Embeddings are computed once; the classifier then takes seconds. What comes out is an ordinary checkpoint. With few
-recordings this is hard to beat, for nothing of what the start knows is lost (Alain and Bengio 2016, "Understanding
+Embeddings are computed once; the classifier then takes seconds. What comes out is an ordinary checkpoint, and nothing
+of what the start knows is lost (Alain and Bengio 2016, "Understanding
 intermediate layers using linear classifier probes"; Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and
 Underperform Out-of-Distribution", ICLR).
 """

@@ -28,8 +28,9 @@ from utils.storage.manifest import Manifest, recording_contents
 from utils.storage.names import recording_hash
 from utils.storage.splits import grouped_folds
 from utils.training.distributed import Processes
-from utils.training.run import (ModelFolder, TrainingData, check_shape, checkpoint_path, read_training_data,
-                                resume_config, train_model, with_frontend)
+from utils.training.data import TrainingData, check_shape, read_training_data, with_frontend
+from utils.training.model_folder import ModelFolder, checkpoint_path
+from utils.training.run import resume_config, train_model
 from utils.training_utils import TrainingHistory, predict_logits
 
 CPU = torch.device("cpu")
