@@ -11,6 +11,7 @@ import scipy.fft
 import soxr
 
 PEAK = 0.5  # of full scale: a student that normalises each clip cannot know a level, so none is taught
+_PLAIN_SHARE = 0.35  # of the windows are heard as they are: that is how the network will hear
 _SPEED_OCTAVES = 0.7
 _CURVE_POINTS_HERTZ = np.geomspace(60.0, 16000.0, 7)
 _CURVE_DB = 12.0
@@ -66,13 +67,15 @@ def draw_variation(rng: np.random.Generator) -> Variation:
     rng : numpy.random.Generator
         Source of the draw.
     """
+    plain = rng.random() < _PLAIN_SHARE
+
     def sometimes(probability: float) -> bool:
-        return bool(rng.random() < probability)
+        return bool(rng.random() < probability) and not plain
 
     low, high = np.log(_LOW_PASS_HERTZ), np.log(_HIGH_PASS_HERTZ)
     return Variation(
         speed=float(2 ** rng.uniform(-_SPEED_OCTAVES, _SPEED_OCTAVES)) if sometimes(0.5) else 1.0,
-        n_mixed=int(rng.choice(3, p=(0.4, 0.4, 0.2))),
+        n_mixed=0 if plain else int(rng.choice(3, p=(0.4, 0.4, 0.2))),
         repeated_share=float(rng.uniform(*_REPEATED_SHARE)) if sometimes(0.2) else None,
         masked=(float(rng.random()), float(rng.uniform(*_MASKED_SHARE))) if sometimes(0.2) else None,
         curve_db=rng.uniform(-_CURVE_DB, _CURVE_DB, len(_CURVE_POINTS_HERTZ)) if sometimes(0.5) else None,

@@ -110,12 +110,14 @@ def tell(scores: dict, best: Path) -> int:
 def distil_start(flags: argparse.Namespace, config: EfficientNetConfig, *, device, n_workers: int) -> int:
     """Teach a network what a teacher hears, say how well it hears it."""
     with cli.quick_imports():
+        import torch
+
         from utils.networks.teachers import load_teacher
         from utils.running.parallel import LocalProcesses, default_workers
         from utils.training.distillation import STARTER_NAME, distil
 
-    scores = distil(flags.distill_dir, load_teacher(flags.teacher, device=flags.device), config,
-                    model_dir=flags.model_dir, device=device, n_workers=n_workers,
+    teacher = load_teacher(flags.teacher, device=flags.device, n_threads=torch.get_num_threads())
+    scores = distil(flags.distill_dir, teacher, config, model_dir=flags.model_dir, device=device, n_workers=n_workers,
                     executor=LocalProcesses(default_workers()), minutes_each=flags.distill_minutes,
                     resume=flags.resume)
     print("held-out recordings: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))

@@ -50,6 +50,7 @@ _TAG_WEIGHT = 0.1  # of the summed cross-entropy to the tags beside the mean squ
 _N_HELD_OUT_WINDOWS = 512
 _HELD_OUT_EPOCH = 0  # training counts epochs from 1, so no held-out window is one that was learnt
 _SMALLEST_DEVIATION = 1e-6
+_RAREST_TAG = 1e-4  # no tag begins as less likely
 # settings that a distillation does not know
 _OF_FINE_TUNING = ("accumulation_steps", "freeze_epochs", "freeze_batch_norm", "layer_decay", "l2_to_start",
                    "ema_decay", "reestimate_batch_norm")
@@ -98,22 +99,35 @@ def resample(waveform: np.ndarray, *, from_rate: int, to_rate: int) -> np.ndarra
 
 
 class _Student(nn.Module):
-    """The network that learns, with the projections that are thrown away: one for each output of its teacher."""
+    """The network that learns, with the projections that are thrown away: one for each output of its teacher.
 
-    def __init__(self, network: SpectrogramClassifier, *, n_features: int, n_embedding: int, n_tags: int, seed: int
-                 ) -> None:
+    They begin at what the teacher says on average, whatever is heard: random ones would first drive the body away from
+    what its start knows.
+    """
+
+    def __init__(self, network: SpectrogramClassifier, said: TeacherOutput) -> None:
         super().__init__()
         self.network = network
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            self.to_embedding = nn.Linear(n_features, n_embedding) if n_embedding else None
-            self.to_tags = nn.Linear(n_features, n_tags) if n_tags else None
+        n_features = classifier_of(network).in_features
+        self.to_embedding = None if said.embeddings is None else _zeroed(n_features, said.embeddings.shape[1])
+        self.to_tags = None if said.tags is None else _zeroed(n_features, said.tags.shape[1])
+        if said.tags is not None and self.to_tags is not None:
+            mean = torch.from_numpy(said.tags).double().mean(dim=0)
+            with torch.no_grad():
+                self.to_tags.bias.copy_(torch.logit(mean, eps=_RAREST_TAG))
 
     def forward(self, log_mel: Tensor) -> tuple[Tensor, Tensor]:
         features = self.network.embed(log_mel).float()
         none = features[:, :0]
         return (none if self.to_embedding is None else self.to_embedding(features),
                 none if self.to_tags is None else self.to_tags(features))
+
+
+def _zeroed(n_inputs: int, n_outputs: int) -> nn.Linear:
+    layer = nn.utils.skip_init(nn.Linear, n_inputs, n_outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 @dataclass(frozen=True)
@@ -241,9 +255,7 @@ class _Run:
         waveforms, log_mels = (np.stack(values) for values in zip(*(windows[index] for index in range(len(windows))),
                                                                   strict=True))
         said = _hear(teacher, waveforms, batch_size=config.batch_size)
-        student = _Student(network, n_features=classifier_of(network).in_features,
-                           n_embedding=0 if said.embeddings is None else said.embeddings.shape[1],
-                           n_tags=0 if said.tags is None else said.tags.shape[1], seed=config.seed).to(device)
+        student = _Student(network, said).to(device)
         used = files.loc[files["status"] == "ok", "sha256"]
         run = cls(teacher=teacher, config=config, pools=pools, student=student, n_windows=n_windows, device=device,
                   contents=sorted(f"audio:{sha256[:CONTENT_DIGITS]}" for sha256 in used[~kept]),

@@ -104,7 +104,8 @@ def test_what_cannot_be_used_is_a_row_with_a_reason(folder, tmp_path, caplog):
     assert status == {"b.wav": "ok", "broken.wav": "corrupt", "copy.wav": "duplicate", "deep/a.wav": "ok",
                       "empty.wav": "empty", "hardly.wav": "silent", "nothing.wav": "silent"}
     reasons = dict(zip(files["path"], files["reason"], strict=True))
-    assert "broken.wav is not readable by libsndfile" in reasons["broken.wav"] and "has 0 bytes" in reasons["empty.wav"]
+    assert "broken.wav " in reasons["broken.wav"] and "libsndfile" in reasons["broken.wav"]  # and ffmpeg, where it is
+    assert "has 0 bytes" in reasons["empty.wav"]
     assert reasons["copy.wav"] == "another recording has the same bytes"
     assert "holds digital silence" in reasons["nothing.wav"] and reasons["b.wav"] == ""
     assert len(pool.lengths) == 2 and pool.seconds == 3.0

@@ -29,7 +29,7 @@ TEACHERS = Path(__file__).parents[1] / "networks"
 N_RECORDINGS, N_SECONDS = 6, 2  # one is held out; ten seconds are learnt from, in two batches of four windows of one
 WINDOWS_A_PASS = 8
 LARGEST_START_MEGABYTES = 9
-LEAST_GAIN = 1.0  # of the share of variance explained: 2.3 was found, and -2 is what an early student has
+LEAST_EXPLAINED = 0.15  # of the variance: 0.31 was found; who learns nothing explains none
 FILES = {"starter.pth", "distillation_last.pth", "history.csv", "metrics.json", "config.json", "audio_pool.i16",
          "audio_pool.csv", "audio_pool.json"}
 DESCRIPTION = {"format_version": 1, "name": "four filters", "trained_on": "nothing", "licence": "CC0",
@@ -326,17 +326,17 @@ def test_a_teacher_may_have_one_output(distil, tmp_path, capsys, missing, score)
 
 
 def test_a_student_learns_what_its_teacher_hears(distil, tmp_path, rng, monkeypatch):
-    """A minute of sounds of every kind, twenty steps; the teacher tells the mean of each mel band."""
+    """A minute of sounds of every kind, sixty steps; the teacher tells the mean of each mel band."""
     monkeypatch.setattr(distillation, "_N_HELD_OUT_WINDOWS", 32)
     for number in range(10):
         sounds = [tiny_sound(name, seconds=1.5, rng=rng) for name in TINY_CLASSES]
         write_audio(tmp_path / "audio" / f"{number}.wav", np.concatenate(sounds))
     by = described(tmp_path / "teacher", "tiny_log_mel.onnx", input="log_mel", input_name="log_mel", tags=None,
                    frontend={"n_fft": 512, "hop_length": 256, "n_mels": 16, "f_max": 4000.0})
-    assert distil(tmp_path / "model", "--epochs", 7, "--batch_size", 16, "--initial_weights", "imagenet", by=by,
-                  distill_dir=tmp_path / "audio") == 0
+    assert distil(tmp_path / "model", "--epochs", 20, "--batch_size", 16, "--learning_rate", "1e-3",
+                  "--initial_weights", "imagenet", by=by, distill_dir=tmp_path / "audio") == 0
     explained = pd.read_csv(tmp_path / "model" / "history.csv")["embedding_r2"]
-    assert explained.iloc[-1] > explained.iloc[0] + LEAST_GAIN
+    assert explained.iloc[-1] > LEAST_EXPLAINED
 
 
 # what is refused before anything is done
