@@ -305,6 +305,7 @@ class EfficientNetConfig(_Settings):
     batch_norm_momentum: float | None = _setting(None, "weight of a new batch in the running statistics;"
                                                        " null chooses by the steps in an epoch")
     batch_norm_epsilon: float | None = _setting(None, "batch-norm epsilon; null chooses by initial_weights")
+    probe_first: bool = _setting(False, "begin with the classifier of a linear probe, which already knows the classes")
     freeze_epochs: int = _setting(0, "first epochs in which only the classifier learns")
     freeze_batch_norm: bool = _setting(False, "keep the start's batch-norm statistics while training")
     layer_decay: float = _setting(1.0, "learning rate of a stage as a share of the stage behind it, 0..1")

@@ -31,6 +31,7 @@ from utils.storage.splits import grouped_folds
 from utils.training.data import check_shape, contents_of_recordings, describe_recordings, with_frontend
 from utils.training.model_folder import checkpoint_path, write_history
 from utils.training.optimisation import count_steps, resolve_batch_norm
+from utils.training.probe import fit_probe
 from utils.training.run import background_label
 from utils.training.starter import begin, resolve_start
 from utils.training_utils import TrainingHistory, TrainingTask, fit, predict_logits
@@ -275,7 +276,11 @@ def _fold_task(windows: _Windows, learnt: np.ndarray, selection: np.ndarray, set
     config = resolve_batch_norm(settings.config, steps_per_epoch=count_steps(len(train), settings.config))
     n_classes = len(settings.classes)
     model, config = begin(config, n_classes)
-    return TrainingTask(model=model.to(settings.device), config=config, train=train, val=val, n_classes=n_classes,
+    model = model.to(settings.device)
+    if config.probe_first:
+        fit_probe(model, train, windows.recording_ids[learnt], n_classes=n_classes, config=config,
+                  device=settings.device, n_workers=settings.n_workers)
+    return TrainingTask(model=model, config=config, train=train, val=val, n_classes=n_classes,
                         device=settings.device, n_workers=settings.n_workers,
                         background_label=background_label(settings.classes))
 

@@ -39,7 +39,7 @@ SCORES = ("accuracy", "macro_f1", "weighted_f1", "macro_roc_auc", "ece")
 _WINDOW_SECONDS, _BATCH, _N_FOLDS = 5, 32, 5
 _VAL_SHARE = 0.17  # of train and val: as in splits.csv
 _B0, _RESNET = ["--config", "efficientnet_b0_fast"], ["--config", "resnet18_baseline"]
-_SCRATCH = ["--initial_weights", "none", "--epochs", "20", "--batch_size", "32"]
+_SCRATCH = ["--initial_weights", "none", "--epochs", "15", "--batch_size", "32"]
 RUNS = {
     "b0-scratch": [*_B0, *_SCRATCH, "--learning_rate", "3e-3"],
     "b0-imagenet": [*_B0, "--initial_weights", "imagenet"],

@@ -52,8 +52,8 @@ _HELD_OUT_EPOCH = 0  # training counts epochs from 1, so no held-out window is o
 _SMALLEST_DEVIATION = 1e-6
 _RAREST_TAG = 1e-4  # no tag begins as less likely
 # settings that a distillation does not know
-_OF_FINE_TUNING = ("accumulation_steps", "freeze_epochs", "freeze_batch_norm", "layer_decay", "l2_to_start",
-                   "ema_decay", "reestimate_batch_norm")
+_OF_FINE_TUNING = ("accumulation_steps", "probe_first", "freeze_epochs", "freeze_batch_norm", "layer_decay",
+                   "l2_to_start", "ema_decay", "reestimate_batch_norm")
 
 
 class VariedWindows(Dataset):

@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from models.efficientnet import SpectrogramClassifier, classifier_of
+from models.efficientnet_config import EfficientNetConfig
 from utils import metrics
 from utils.running.progress import progress
 from utils.storage.spectrograms import ArrayDataset, SpectrogramDataset, make_loader
@@ -85,6 +86,45 @@ def fit_linear(embeddings: np.ndarray, labels: np.ndarray, *, n_classes: int, st
     weight[regression.classes_] = coefficients / scaler.scale_
     bias[regression.classes_] = intercepts - (coefficients / scaler.scale_) @ scaler.mean_
     return LinearClassifier(weight.astype(np.float32), bias.astype(np.float32))
+
+
+def fit_probe(model: SpectrogramClassifier, dataset: SpectrogramDataset | ArrayDataset, recording_ids: np.ndarray, *,
+              n_classes: int, config: EfficientNetConfig, device: torch.device, n_workers: int
+              ) -> tuple[LinearClassifier, float, list[dict[str, float]]]:
+    """Make a linear classifier of windows the classifier of a model, which is changed in place.
+
+    Parameters
+    ----------
+    model : SpectrogramClassifier
+        On the device; left in evaluation mode.
+    dataset : SpectrogramDataset or ArrayDataset
+        The windows, with their labels.
+    recording_ids : numpy.ndarray
+        str ``(n,)``.
+    n_classes : int
+        Outputs.
+    config : EfficientNetConfig
+        ``batch_size``, ``seed``.
+    device : torch.device
+        Where to compute.
+    n_workers : int
+        Loading processes.
+
+    Returns
+    -------
+    classifier : LinearClassifier
+        What was put in.
+    strength : float
+        Of its regularisation, from ``choose_strength``.
+    table : list of dict
+        From ``choose_strength``.
+    """
+    embeddings = embed(model, dataset, batch_size=config.batch_size, device=device, n_workers=n_workers)
+    strength, table = choose_strength(embeddings, dataset.labels, recording_ids, n_classes=n_classes,
+                                      random_state=config.seed)
+    classifier = fit_linear(embeddings, dataset.labels, n_classes=n_classes, strength=strength)
+    classifier.put_into(model)
+    return classifier, strength, table
 
 
 def choose_strength(embeddings: np.ndarray, labels: np.ndarray, recording_ids: np.ndarray, *, n_classes: int,

@@ -22,7 +22,7 @@ from utils.training.data import TrainingData, check_shape, with_frontend
 from utils.training.distributed import Processes
 from utils.training.model_folder import HISTORY_NAME, ModelFolder
 from utils.training.optimisation import Optimisation, count_steps, resolve_batch_norm
-from utils.training.probe import choose_strength, embed, fit_linear
+from utils.training.probe import embed, fit_probe
 from utils.training.starter import begin
 from utils.training_utils import TrainingHistory, TrainingTask, fit, predict_logits
 
@@ -109,6 +109,10 @@ def _begin(data: TrainingData, config: EfficientNetConfig, *, device: torch.devi
     n_classes = len(data.classes)
     if resume_from is None:
         (model, config), saved = begin(config, n_classes), None
+        model = model.to(device)
+        if config.probe_first:
+            fit_probe(model, train, data.train.recording_ids(), n_classes=n_classes, config=config, device=device,
+                      n_workers=n_workers)
     else:
         # the checkpoint brings the weights, those of the start are not needed again
         model, saved = build_model(config, n_classes), read_training_state(resume_from, data.classes)
@@ -176,13 +180,10 @@ def probe_model(data: TrainingData, config: EfficientNetConfig, *, model_dir: Pa
         n_classes = len(data.classes)
         model, config = begin(config, n_classes)
         model = model.to(device)
-        embeddings, val_embeddings = (embed(model, dataset, batch_size=config.batch_size, device=device,
-                                            n_workers=n_workers) for dataset in (train, val))
-        strength, table = choose_strength(embeddings, train.labels, data.train.recording_ids(), n_classes=n_classes,
-                                          random_state=config.seed)
-        classifier = fit_linear(embeddings, train.labels, n_classes=n_classes, strength=strength)
-        classifier.put_into(model)
-        logits = classifier.logits(val_embeddings)
+        classifier, strength, table = fit_probe(model, train, data.train.recording_ids(), n_classes=n_classes,
+                                                config=config, device=device, n_workers=n_workers)
+        logits = classifier.logits(embed(model, val, batch_size=config.batch_size, device=device,
+                                         n_workers=n_workers))
         folder = ModelFolder(model_dir, config, data, data.learnt_from())
         write_table(model_dir / HISTORY_NAME, pd.DataFrame(table))
         fitted = folder.save_best(model, logits, val.labels, about={"linear_probe_strength": strength})

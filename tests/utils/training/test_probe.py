@@ -60,10 +60,10 @@ def test_a_recording_is_never_on_both_sides_of_the_choice(rng):
     assert max(row["accuracy"] for row in table) < 0.9
 
 
-def train(dataset, folder, *flags):
+def train(dataset, folder, *flags, mode=("--linear_probe",)):
     return train_efficientnet.main([
         "--train_csv", str(dataset / "train.csv"), "--val_csv", str(dataset / "val.csv"), "--model_dir", str(folder),
-        "--config", "efficientnet_b0_fast", "--initial_weights", "none", "--linear_probe", *flags])
+        "--config", "efficientnet_b0_fast", "--initial_weights", "none", *mode, *flags])
 
 
 def test_the_command_writes_an_ordinary_checkpoint_whose_body_is_the_start(tiny_dataset, tmp_path, capsys):
@@ -76,6 +76,26 @@ def test_the_command_writes_an_ordinary_checkpoint_whose_body_is_the_start(tiny_
     assert not torch.equal(body["_fc.weight"], start["_fc.weight"])
     assert {"config.json", "metrics.json", "history.csv", "reliability.png"} <= {
         path.name for path in tmp_path.iterdir()}
+
+
+def test_fine_tuning_begins_with_the_probe(tiny_dataset, tmp_path):
+    """At a learning rate of nothing, what is trained after the probe is the probe."""
+    assert train(tiny_dataset.output_dir, tmp_path / "probe") == 0
+    still = ("--probe_first", "--learning_rate", "1e-12", "--freeze_batch_norm")
+    assert train(tiny_dataset.output_dir, tmp_path / "first", "--epochs", "1", mode=still) == 0
+    probe, first = (load_model(tmp_path / name / "efficientnet_best.pth").network.state_dict()
+                    for name in ("probe", "first"))
+    for name, value in probe.items():
+        torch.testing.assert_close(first[name], value, rtol=0, atol=1e-9, msg=name)
+
+
+def test_every_fold_begins_with_its_own_probe(tiny_dataset, tmp_path):
+    still = ("--probe_first", "--learning_rate", "1e-12", "--freeze_batch_norm", "--cross_validation", "--k_folds", "2")
+    assert train(tiny_dataset.output_dir, tmp_path, "--epochs", "1", "--initial_weights", "starter", mode=still) == 0
+    first, second = (load_model(path).network.state_dict() for path in sorted(tmp_path.rglob("*_best.pth")))
+    torch.testing.assert_close(first["backbone._conv_head.weight"], second["backbone._conv_head.weight"], rtol=0,
+                               atol=1e-9)
+    assert (first["backbone._fc.weight"] - second["backbone._fc.weight"]).abs().max() > 1e-4
 
 
 def test_a_folder_that_holds_a_model_is_kept(tiny_dataset, tmp_path, capsys):

@@ -363,7 +363,7 @@ def test_a_resumed_run_is_the_same_run(tiny_dataset, tmp_path, monkeypatch, smal
 @pytest.mark.parametrize("changes", [
     {},
     {"freeze_epochs": 1, "layer_decay": 0.7, "l2_to_start": 50.0, "ema_decay": 0.9, "reestimate_batch_norm": True,
-     "class_weights": "sqrt", "optimizer": "sgd", "accumulation_steps": 2},
+     "class_weights": "sqrt", "optimizer": "sgd", "accumulation_steps": 2, "probe_first": True},
     {"freeze_batch_norm": True, "l2_to_start": 50.0, "reestimate_batch_norm": True},
 ], ids=["plain", "fine_tuning", "frozen_batch_norm"])
 def test_a_resumed_efficientnet_is_the_same_network(tiny_dataset, tmp_path, monkeypatch, changes):
