@@ -28,12 +28,13 @@ from utils.storage.locks import locked
 from utils.storage.manifest import NOT_AUGMENTED, Manifest
 from utils.storage.spectrograms import ArrayDataset, SpectrogramDataset
 from utils.storage.splits import grouped_folds
-from utils.training.data import check_shape, contents_of_recordings, describe_recordings, with_frontend
+from utils.training.data import (check_shape, contents_of_recordings, describe_recordings, join_recordings,
+                                 with_frontend)
 from utils.training.model_folder import checkpoint_path, write_history
 from utils.training.optimisation import count_steps, resolve_batch_norm
 from utils.training.probe import fit_probe
 from utils.training.run import background_label
-from utils.training.starter import begin, resolve_start
+from utils.training.starter import begin, known_recordings, resolve_start
 from utils.training_utils import TrainingHistory, TrainingTask, fit, predict_logits
 
 logger = logging.getLogger(__name__)
@@ -263,7 +264,8 @@ def _run_fold(windows: _Windows, held_out: np.ndarray, settings: _Settings, fold
         save_model(checkpoint_path(fold_dir, task.config.model_name, "best"), best_weights, config=task.config,
                    classes=settings.classes, calibration=calibrated,
                    metadata={"epoch": history.best_epoch, "held_out_accuracy": scores["accuracy"],
-                             **describe_recordings(windows.recording_ids[available], windows.contents)})
+                             **join_recordings(describe_recordings(windows.recording_ids[available], windows.contents),
+                                               known_recordings(settings.config))})
         write_history(fold_dir, history)
         write_json(fold_dir / "metrics.json", {"format_version": FORMAT_VERSION, "identity": identity,
                                                "scores": scores})

@@ -154,6 +154,8 @@ def _settings(evaluation: Evaluation) -> Mapping[str, object]:
     seen = {f"{model.name}: test recordings seen in training":
             "unknown" if model.recordings_seen_in_training is None else model.recordings_seen_in_training
             for model in evaluation.models}
+    seen |= {f"{model.name}: test recordings heard before, without labels": model.recordings_heard_before
+             for model in evaluation.models}
     return {**evaluation.settings(), "n_segments": evaluation.bootstrap.n_segments,
             "n_recordings": evaluation.bootstrap.n_recordings, **seen}
 

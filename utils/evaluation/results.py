@@ -57,6 +57,8 @@ class ModelEvaluation(ModelScores):
         How fast it is.
     recordings_seen_in_training : int or None
         Test recordings that it learnt from; None when its file does not tell.
+    recordings_heard_before : int
+        Test recordings that the network it began with has heard, without their labels.
     """
 
     segments: ScoredSegments
@@ -64,6 +66,7 @@ class ModelEvaluation(ModelScores):
     file_megabytes: float
     latency: Latency
     recordings_seen_in_training: int | None
+    recordings_heard_before: int = 0
 
     def to_dict(self) -> dict:
         """Return the model's part of ``metrics.json``."""
@@ -71,7 +74,8 @@ class ModelEvaluation(ModelScores):
                 "file_megabytes": self.file_megabytes, "n_parameters": self.description.n_parameters,
                 "metrics": self.metrics, "intervals": self.intervals, "class_intervals": self.class_intervals,
                 "answered": self.answered, "latency": dataclasses.asdict(self.latency),
-                "recordings_seen_in_training": self.recordings_seen_in_training}
+                "recordings_seen_in_training": self.recordings_seen_in_training,
+                "recordings_heard_before": self.recordings_heard_before}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -149,7 +149,8 @@ def _evaluate_model(name: str, path: Path, predictor: EfficientNetPredictor, tes
         answered={**answered_scores(segments, rules), "intervals": sure, "class_intervals": sure_of_class},
         file_megabytes=round(path.stat().st_size / _BYTES_PER_MEGABYTE, 2),
         latency=measure_latency(predictor, n_runs=settings.latency_runs),
-        recordings_seen_in_training=_count_seen(predictor.model, test))
+        recordings_seen_in_training=_count_seen(predictor.model, test),
+        recordings_heard_before=_count_heard(predictor.model, test))
 
 
 def model_probabilities(predictor: EfficientNetPredictor, manifest: Manifest, rows: np.ndarray, *,
@@ -240,6 +241,18 @@ def _count_seen(model: ModelDescription, test: _TestSet) -> int | None:
     if n_seen:
         logger.warning("%d test recordings were used to train %s: its scores are too good", n_seen, model.model_name)
     return n_seen
+
+
+def _count_heard(model: ModelDescription, test: _TestSet) -> int:
+    """Return how many test recordings the model's start has heard, without labels."""
+    heard = set(model.metadata.get("heard_contents", ()))
+    if not heard:
+        return 0
+    n_heard = sum(not heard.isdisjoint(test.contents[recording_id]) for recording_id in set(test.recording_ids))
+    if n_heard:
+        logger.warning("%d test recordings were heard, without labels, by the network that %s began with: on"
+                       " recordings that are new to it its scores may be lower", n_heard, model.model_name)
+    return n_heard
 
 
 def _write_predictions(path: Path, models: Sequence[ModelEvaluation], test: _TestSet) -> None:

@@ -29,6 +29,8 @@ from models.errors import CheckpointError, ConfigError
 from utils.storage.files import atomic_path, file_sha256
 
 FORMAT_VERSION = 1
+# what the metadata of a checkpoint tells of recordings: learnt by name, learnt by content, heard without labels
+RECORDINGS_KNOWN = ("recordings", "recording_contents", "heard_contents")
 _KIND, _START_KIND = "nightscan-model", "nightscan-start"
 # everything torch.load raises for a file that is damaged, truncated, no checkpoint, or not plain data
 _LOAD_ERRORS = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError,
@@ -172,8 +174,7 @@ def read_start(path: str | os.PathLike, *, source: str | None = None) -> Start |
                               if not key.startswith(("backbone._fc.", "backbone.fc."))},
                      trained_on=f"the classes {', '.join(model.classes.names)}", licence="that of its recordings",
                      frontend=model.frontend, batch_norm_epsilon=batch_norm_epsilon(trained.network),
-                     metadata={key: model.metadata[key] for key in ("recordings", "recording_contents")
-                               if key in model.metadata})
+                     metadata={key: model.metadata[key] for key in RECORDINGS_KNOWN if key in model.metadata})
     if content.get("kind") != _START_KIND:
         return content
     check_format(path, content)

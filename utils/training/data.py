@@ -108,6 +108,12 @@ def describe_recordings(recording_ids: Iterable[str], contents: Mapping[str, fro
             "recording_contents": sorted(set().union(*(contents.get(name, ()) for name in names)))}
 
 
+def join_recordings(*known: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+    """Return what several mappings as ``describe_recordings`` gives tell together, sorted."""
+    names = sorted({name for mapping in known for name in mapping})
+    return {name: sorted(set().union(*(mapping.get(name, ()) for mapping in known))) for name in names}
+
+
 def with_frontend(config: EfficientNetConfig, manifest: Manifest) -> EfficientNetConfig:
     """Return the config with the front end that made the spectrograms."""
     if manifest.frontend is None:

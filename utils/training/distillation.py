@@ -37,8 +37,9 @@ from utils.storage.locks import locked
 from utils.storage.manifest import CONTENT_DIGITS
 from utils.storage.tables import write_table
 from utils.training.audio_pool import AudioPool, gather, held_out
+from utils.training.data import join_recordings
 from utils.training.optimisation import Optimisation, make_optimisation, resolve_batch_norm
-from utils.training.starter import begin
+from utils.training.starter import begin, known_recordings
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +226,7 @@ class _Run:
     teacher: Teacher
     config: EfficientNetConfig
     pools: tuple[AudioPool, AudioPool]  # to learn from, held out
-    contents: list[str]
+    recordings: dict[str, list[str]]  # what the start will tell of them
     student: _Student
     optimisation: Optimisation
     standard: _Standard | None
@@ -258,7 +259,8 @@ class _Run:
         student = _Student(network, said).to(device)
         used = files.loc[files["status"] == "ok", "sha256"]
         run = cls(teacher=teacher, config=config, pools=pools, student=student, n_windows=n_windows, device=device,
-                  contents=sorted(f"audio:{sha256[:CONTENT_DIGITS]}" for sha256 in used[~kept]),
+                  recordings=join_recordings(known_recordings(config), {
+                      "heard_contents": [f"audio:{sha256[:CONTENT_DIGITS]}" for sha256 in used[~kept]]}),
                   n_workers=n_workers, model_dir=model_dir, standard=_standard(said.embeddings),
                   held_out=(torch.from_numpy(log_mels)[:, None], said),
                   optimisation=make_optimisation(student, config, device=device,
@@ -337,7 +339,7 @@ class _Run:
                                  f" {about['n_recordings']} recordings, {hours:.1f} hours",
                       licence=description.licence, frontend=self.config.frontend,
                       batch_norm_epsilon=batch_norm_epsilon(self.student),
-                      metadata={**about, "heard_contents": self.contents})
+                      metadata={**about, **self.recordings})
         save_start(self.model_dir / STARTER_NAME, start)
         with atomic_path(self.model_dir / _LAST_NAME) as temporary:  # last: a pass counts once all of it is written
             torch.save({"format_version": FORMAT_VERSION, "kind": _STATE_KIND, "identity": self.identity,

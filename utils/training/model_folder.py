@@ -44,14 +44,14 @@ class ModelFolder:
         Resolved config of the run.
     data : TrainingData
         What it learns.
-    learnt_from : mapping
-        From ``data.learnt_from()``; empty where nothing is written.
+    known_recordings : mapping
+        What the checkpoints tell of recordings, the start's too; empty where nothing is written.
     """
 
     path: Path
     config: EfficientNetConfig
     data: TrainingData
-    learnt_from: Mapping[str, list[str]]
+    known_recordings: Mapping[str, list[str]]
 
     @property
     def best(self) -> Path:
@@ -140,7 +140,7 @@ class ModelFolder:
     def _save(self, path: Path, model: torch.nn.Module, calibrated: Calibration, *, about: Mapping,
               config: EfficientNetConfig, training: Mapping | None = None) -> None:
         metadata = {**about, "allowed_leakage": list(self.data.shared_recordings), "torch": str(torch.__version__),
-                    **self.learnt_from}
+                    **self.known_recordings}
         save_model(path, model.state_dict(), config=config, classes=self.data.classes, calibration=calibrated,
                    metadata=metadata, training=training)
 

@@ -13,17 +13,17 @@ from models.efficientnet import build_model
 from models.efficientnet_config import BACKGROUND_CLASS, EfficientNetConfig
 from models.errors import CheckpointError, ConfigError
 from utils import reports
-from utils.storage.checkpoints import check_format, load_model, load_weights, read_checkpoint
+from utils.storage.checkpoints import RECORDINGS_KNOWN, check_format, load_model, load_weights, read_checkpoint
 from utils.storage.config_files import write_config
 from utils.storage.locks import locked
 from utils.storage.spectrograms import SpectrogramDataset
 from utils.storage.tables import read_table, write_table
-from utils.training.data import TrainingData, check_shape, with_frontend
+from utils.training.data import TrainingData, check_shape, join_recordings, with_frontend
 from utils.training.distributed import Processes
 from utils.training.model_folder import HISTORY_NAME, ModelFolder
 from utils.training.optimisation import Optimisation, count_steps, resolve_batch_norm
 from utils.training.probe import embed, fit_probe
-from utils.training.starter import begin
+from utils.training.starter import begin, known_recordings
 from utils.training_utils import TrainingHistory, TrainingTask, fit, predict_logits
 
 logger = logging.getLogger(__name__)
@@ -82,9 +82,9 @@ def train_model(data: TrainingData, config: EfficientNetConfig, *, model_dir: Pa
     with locked(model_dir) if processes.is_main else contextlib.nullcontext():
         if processes.is_main:
             refuse_another_run(model_dir, resume_from=resume_from)
-        task, optimisation, history = _begin(data, config, device=device, n_workers=n_workers, processes=processes,
-                                             resume_from=resume_from)
-        folder = ModelFolder(model_dir, task.config, data, data.learnt_from() if processes.is_main else {})
+        task, optimisation, history, known = _begin(data, config, device=device, n_workers=n_workers,
+                                                    processes=processes, resume_from=resume_from)
+        folder = ModelFolder(model_dir, task.config, data, known if processes.is_main else {})
         if processes.is_main:
             write_config(model_dir / "config.json", task.config)
         logger.info("training %s on %s: %d windows, %d steps an epoch", task.config.model_name, device,
@@ -103,8 +103,8 @@ def train_model(data: TrainingData, config: EfficientNetConfig, *, model_dir: Pa
 
 def _begin(data: TrainingData, config: EfficientNetConfig, *, device: torch.device, n_workers: int,
            resume_from: Path | None,
-           processes: Processes) -> tuple[TrainingTask, Optimisation, TrainingHistory]:
-    """Return what a run begins with: all new, or as a ``_last.pth`` keeps it."""
+           processes: Processes) -> tuple[TrainingTask, Optimisation, TrainingHistory, dict[str, list[str]]]:
+    """Return what a run begins with, all new or as a ``_last.pth`` keeps it, and the recordings it will know."""
     train, val, config = _windows(data, config, processes)
     n_classes = len(data.classes)
     if resume_from is None:
@@ -121,10 +121,12 @@ def _begin(data: TrainingData, config: EfficientNetConfig, *, device: torch.devi
                         device=device, n_workers=n_workers, processes=processes,
                         background_label=background_label(data.classes))
     optimisation, history = task.optimisation(), TrainingHistory()
+    before = known_recordings(config) if saved is None else {
+        name: saved["metadata"][name] for name in RECORDINGS_KNOWN if name in saved["metadata"]}
     if saved is not None:
         optimisation.load_state_dict(saved["training"])
         history = TrainingHistory.from_dict(saved["training"]["loop"])
-    return task, optimisation, history
+    return task, optimisation, history, join_recordings(data.learnt_from(), before)
 
 
 def _windows(data: TrainingData, config: EfficientNetConfig, processes: Processes = Processes()
@@ -184,7 +186,7 @@ def probe_model(data: TrainingData, config: EfficientNetConfig, *, model_dir: Pa
                                                 config=config, device=device, n_workers=n_workers)
         logits = classifier.logits(embed(model, val, batch_size=config.batch_size, device=device,
                                          n_workers=n_workers))
-        folder = ModelFolder(model_dir, config, data, data.learnt_from())
+        folder = ModelFolder(model_dir, config, data, join_recordings(data.learnt_from(), known_recordings(config)))
         write_table(model_dir / HISTORY_NAME, pd.DataFrame(table))
         fitted = folder.save_best(model, logits, val.labels, about={"linear_probe_strength": strength})
         return folder.finish(logits, val.labels, fitted, about={"linear_probe_strength": strength})

@@ -9,7 +9,7 @@ from models.efficientnet_config import (EFFICIENTNET_NAMES, FROM_SCRATCH, IMAGEN
                                         FrontendConfig)
 from models.errors import CheckpointError
 from models.growth import grow
-from utils.storage.checkpoints import Start, imagenet_weights, lite0_weights, read_start
+from utils.storage.checkpoints import RECORDINGS_KNOWN, Start, imagenet_weights, lite0_weights, read_start
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,29 @@ def begin(config: EfficientNetConfig, n_classes: int) -> tuple[SpectrogramClassi
         logger.warning("the start %s has heard another front end (%s): it is used all the same, and knows less",
                        start.source, misfit)
     return model, config
+
+
+def known_recordings(config: EfficientNetConfig) -> dict[str, list[str]]:
+    """Return what the start of a config tells of its recordings, which go with every model that begins with it.
+
+    Returns
+    -------
+    dict
+        ``recordings`` and ``recording_contents``, those it learnt the labels of (see ``describe_recordings``), and
+        ``heard_contents``, content ids of those it has only heard; each where the start has them.
+
+    Raises
+    ------
+    CheckpointError
+        If its file is damaged.
+    """
+    config = resolve_start(config)
+    if config.initial_weights in (FROM_SCRATCH, IMAGENET):
+        return {}
+    start = read_start(starter_path(config.model_name) if config.initial_weights == STARTER
+                       else config.initial_weights)
+    return {} if isinstance(start, dict) else {name: list(start.metadata[name]) for name in RECORDINGS_KNOWN
+                                               if name in start.metadata}
 
 
 def frontend_difference(heard: FrontendConfig | None, used: FrontendConfig) -> str:

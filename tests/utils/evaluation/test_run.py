@@ -138,7 +138,8 @@ def test_the_contract_of_metrics_json(evaluated, manifest, tiny_model):
         assert 0 <= low <= model["metrics"]["accuracy"] <= high <= 1
     assert json.loads(json.dumps(evaluated[1].to_dict())) == content
     assert list(first) == ["name", "model_name", "sha256", "file_megabytes", "n_parameters", "metrics", "intervals",
-                           "class_intervals", "answered", "latency", "recordings_seen_in_training"]
+                           "class_intervals", "answered", "latency", "recordings_seen_in_training",
+                           "recordings_heard_before"]
     assert first["sha256"] == file_sha256(tiny_model.best)
     assert content["settings"] == {"test_csv": "test.csv", "bootstrap": 50, "confidence": 0.95, "seed": 3}
     assert set(content["comparison"]) == {"verdict", "verdict_metric", "confidence", "n_recordings", "differences",
@@ -332,6 +333,15 @@ def learnt_contents(manifest):
 def n_seen(predictor, manifest, output_dir):
     found = evaluate_models({"EfficientNet": predictor}, manifest, settings(output_dir))
     return found.models[0].recordings_seen_in_training
+
+
+def test_recordings_that_the_start_has_heard_are_counted_apart(tiny_model, manifest, tmp_path, caplog, no_pictures):
+    heard = efficientnet(tiny_model, recording_contents=[],
+                         heard_contents=[*learnt_contents(manifest), "audio:another"])
+    found = evaluate_models({"EfficientNet": heard}, manifest, settings(tmp_path)).models[0]
+    assert (found.recordings_seen_in_training, found.recordings_heard_before) == (
+        0, manifest.rows["recording_id"].nunique())
+    assert f"{found.recordings_heard_before} test recordings were heard, without labels" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["audio:", "log_mel:"])

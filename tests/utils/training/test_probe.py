@@ -7,11 +7,12 @@ from scipy import special
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from models.efficientnet import build_model
+from models.efficientnet import body_weights, build_model
+from models.efficientnet_config import FrontendConfig
 from models.errors import ConfigError
 from scripts import train_efficientnet
 from tests.conftest import tiny_config
-from utils.storage.checkpoints import load_model
+from utils.storage.checkpoints import Start, load_model, save_start
 from utils.training.probe import choose_strength, fit_linear
 
 SAME_FUNCTION = 1e-4  # float32 weights against float64
@@ -76,6 +77,21 @@ def test_the_command_writes_an_ordinary_checkpoint_whose_body_is_the_start(tiny_
     assert not torch.equal(body["_fc.weight"], start["_fc.weight"])
     assert {"config.json", "metrics.json", "history.csv", "reliability.png"} <= {
         path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("mode", [("--linear_probe",), ("--epochs", "1"),
+                                  ("--epochs", "1", "--cross_validation", "--k_folds", "2")])
+def test_a_model_tells_what_its_start_has_heard_and_learnt(tiny_dataset, tmp_path, mode):
+    start = Start(source="", model_name="efficientnet-b0", trained_on="owls", licence="CC0", frontend=FrontendConfig(),
+                  weights=body_weights(build_model(tiny_config(), 2), model_name="efficientnet-b0"),
+                  metadata={"heard_contents": ["audio:owl"], "recording_contents": ["audio:wren"], "recordings": []})
+    save_start(tmp_path / "start.pth", start)
+    assert train(tiny_dataset.output_dir, tmp_path / "model", "--initial_weights", str(tmp_path / "start.pth"),
+                 mode=mode) == 0
+    told = load_model(next((tmp_path / "model").rglob("*_best.pth"))).description.metadata
+    assert told["heard_contents"] == ["audio:owl"]
+    assert "audio:wren" in told["recording_contents"] and len(told["recording_contents"]) > 1
+    assert len(told["recordings"]) > 1
 
 
 def test_fine_tuning_begins_with_the_probe(tiny_dataset, tmp_path):
