@@ -245,6 +245,34 @@ def plot_coverage(path: str | os.PathLike, results: Sequence[ModelScores]) -> No
         figure.legend(loc="outside right upper", fontsize=9)
 
 
+def plot_learning_curve(path: str | os.PathLike, scores: pd.DataFrame, *, score_title: str) -> None:
+    """Draw how a score grows with the recordings of a class that there are to learn from.
+
+    Parameters
+    ----------
+    path : path-like
+        PNG to write.
+    scores : pandas.DataFrame
+        Columns ``run``, ``recordings`` (text, in order: "5", "10", .. "all") and ``score``, a row a training; seeds of
+        one run are drawn as points around the line of their means.
+    score_title : str
+        What the score is.
+    """
+    steps = list(dict.fromkeys(scores["recordings"]))
+    with _picture(path, width=8.5, height=5.0) as figure:
+        ax = figure.subplots()
+        for colour, (run, rows) in zip(_COLOURS, scores.groupby("run", sort=False)):
+            places = rows["recordings"].map(steps.index)
+            means = rows["score"].groupby(places).mean()
+            ax.plot(places, rows["score"], color=colour, marker="o", markersize=4, linestyle="", alpha=0.5)
+            ax.plot(means.index, means, color=colour, marker="o", label=_label(str(run)))
+        ax.set_xticks(range(len(steps)), steps)
+        ax.set(title="What more recordings bring", xlabel="recordings of each class to learn from",
+               ylabel=f"{score_title}, test")
+        ax.grid(True)
+        figure.legend(loc="outside right upper", fontsize=9)
+
+
 def _told(shares: Sequence[float], precisions: Sequence[float | None]) -> tuple[list[float], list[float]]:
     """Return the points whose precision is defined."""
     points = [(share, precision) for share, precision in zip(shares, precisions) if precision is not None]

@@ -24,7 +24,7 @@ from scipy import special
 
 from models import calibration
 from models.efficientnet_config import get_config
-from utils import metrics
+from utils import metrics, reports
 from utils.audio.recordings import RecordingReader
 from utils.networks.teachers import load_teacher
 from utils.storage.manifest import read_dataset_info
@@ -66,14 +66,19 @@ def main() -> None:
     dataset = prepare(options.data, options.output_dir / "dataset")
     for start in options.probes:
         print_probe(start, options.data, dataset)
-    rows = []
+    rows, curve = [], []
     for text in options.runs:
         name, _, flags = text.partition("=")
         for n_recordings in options.per_class:
             results = [run(name, flags.split() if flags else RUNS[name], dataset, seed=seed,
                            n_recordings=n_recordings) for seed in options.seeds]
             rows.append(summary(name if not n_recordings else f"{name}, {n_recordings} a class", results))
+            curve += [{"run": name, "recordings": str(n_recordings or "all"), "score": result["macro_f1"]}
+                      for result in results]
             print(rows[-1], flush=True)
+    if len(options.per_class) > 1:
+        reports.plot_learning_curve(options.output_dir / "learning_curve.png", pd.DataFrame(curve),
+                                    score_title="macro F1")
     header = "| run | seeds | " + " | ".join(SCORES) + " | minutes |"
     print("\n".join([header, "|---" * (len(SCORES) + 3) + "|", *rows]))
 

@@ -193,6 +193,17 @@ def test_coverage_of_a_model_that_answers_nothing_is_an_empty_picture(tmp_path, 
     assert all(not len(line.get_xydata()) for line in figures[0].axes[0].lines)
 
 
+def test_a_learning_curve_has_a_point_a_training_and_a_line_of_means(tmp_path, figures):
+    scores = pd.DataFrame({"run": ["a", "a", "a", "b"], "recordings": ["5", "5", "all", "5"],
+                           "score": [0.2, 0.4, 0.9, 0.1]})
+    reports.plot_learning_curve(tmp_path / "curve.png", scores, score_title="macro F1")
+    assert_is_a_picture(tmp_path / "curve.png")
+    points, means, _, alone = (line.get_xydata().tolist() for line in figures[0].axes[0].lines)
+    assert points == [[0, 0.2], [0, 0.4], [1, 0.9]]
+    assert np.allclose(means, [[0, 0.3], [1, 0.9]]) and alone == [[0, 0.1]]
+    assert [label.get_text() for label in figures[0].axes[0].get_xticklabels()] == ["5", "all"]
+
+
 def test_a_picture_that_fails_leaves_the_old_one(tmp_path, predictions):
     (tmp_path / "curves.png").write_bytes(b"old")
     with pytest.raises(IndexError, match="out of bounds"):
