@@ -233,8 +233,8 @@ class AugmentationConfig(_Settings):
     n_freq_masks: int = _setting(2, "frequency masks per window")
     n_time_masks: int = _setting(2, "time masks per window")
     mixup_alpha: float = _setting(0.2, "Beta parameter of mixup; 0 is off")
-    use_equaliser: bool = _setting(False, "tilt and bend the spectrum, as another microphone or distance does")
-    use_low_pass: bool = _setting(False, "empty the highest bands, as a recording at a lower rate has them")
+    use_equaliser: bool = _setting(True, "tilt and bend the spectrum, as another microphone or distance does")
+    use_low_pass: bool = _setting(True, "empty the highest bands, as a recording at a lower rate has them")
     use_background_mix: bool = _setting(False, f"mix windows of the class {BACKGROUND_CLASS} into the others")
     equaliser_gain_db_range: tuple[float, float] = _setting((-9.0, 9.0), "gain of the equaliser in dB")
     low_pass_share_range: tuple[float, float] = _setting((0.6, 1.0), "share of the mel bands that a low-pass keeps")
@@ -256,10 +256,15 @@ class AugmentationConfig(_Settings):
             yield f"low_pass_share_range must be in 0..1 (0 excluded), got {self.low_pass_share_range}"
 
 
+# those of AugmentationConfig that change waveforms: what an augmented copy depends on
+WAVEFORM_SETTINGS = ("use_time_stretch", "use_pitch_shift", "use_noise", "use_volume", "time_stretch_range",
+                     "pitch_shift_range", "noise_snr_db_range", "gain_db_range")
+
 # names of numbers, what each must fulfil unless it is null, and that in words
 _RULES_OF_NUMBERS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("batch_size", "epochs", "accumulation_steps"), lambda value: value >= 1, "be at least 1"),
-    (("weight_decay", "gradient_clipping", "warmup_epochs", "patience", "seed", "freeze_epochs", "l2_to_start"),
+    (("weight_decay", "gradient_clipping", "warmup_epochs", "patience", "seed", "freeze_epochs", "l2_to_start",
+      "probe_views"),
      lambda value: value >= 0, "not be negative"),
     (("learning_rate", "batch_norm_epsilon"), lambda value: value > 0, "be positive"),
     (("dropout_rate", "drop_connect_rate", "label_smoothing", "ema_decay"), lambda value: 0 <= value < 1,
@@ -306,6 +311,7 @@ class EfficientNetConfig(_Settings):
                                                        " null chooses by the steps in an epoch")
     batch_norm_epsilon: float | None = _setting(None, "batch-norm epsilon; null chooses by initial_weights")
     probe_first: bool = _setting(False, "begin with the classifier of a linear probe, which already knows the classes")
+    probe_views: int = _setting(5, "augmented views of each training window that a linear probe learns from")
     freeze_epochs: int = _setting(0, "first epochs in which only the classifier learns")
     freeze_batch_norm: bool = _setting(False, "keep the start's batch-norm statistics while training")
     layer_decay: float = _setting(1.0, "learning rate of a stage as a share of the stage behind it, 0..1")
@@ -342,7 +348,7 @@ class EfficientNetConfig(_Settings):
         """Build the config from a mapping, as ``to_dict`` writes it now or as version 2.0.0 did.
 
         2.0.0 knew ``pretrained``, true or false, in place of ``initial_weights``, and trained without what was added
-        since. Raises ConfigError for an unknown key or an impossible value.
+        since, the equaliser and the low-pass too. Raises ConfigError for an unknown key or an impossible value.
         """
         if isinstance(values, Mapping) and "pretrained" in values:
             values = dict(values)
@@ -350,6 +356,8 @@ class EfficientNetConfig(_Settings):
             if not isinstance(pretrained, bool):
                 raise ConfigError(f"pretrained must be true or false, got {pretrained!r}")
             values.setdefault("initial_weights", IMAGENET if pretrained else FROM_SCRATCH)
+            values["augmentation"] = {"use_equaliser": False, "use_low_pass": False,
+                                      **values.get("augmentation", {})}
         return super().from_dict(values)
 
     def threshold(self, class_name: str) -> float:

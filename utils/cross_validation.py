@@ -281,7 +281,8 @@ def _fold_task(windows: _Windows, learnt: np.ndarray, selection: np.ndarray, set
     model = model.to(settings.device)
     if config.probe_first:
         fit_probe(model, train, windows.recording_ids[learnt], n_classes=n_classes, config=config,
-                  device=settings.device, n_workers=settings.n_workers)
+                  device=settings.device, n_workers=settings.n_workers,
+                  background_label=background_label(settings.classes))
     return TrainingTask(model=model, config=config, train=train, val=val, n_classes=n_classes,
                         device=settings.device, n_workers=settings.n_workers,
                         background_label=background_label(settings.classes))

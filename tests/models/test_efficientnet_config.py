@@ -165,9 +165,16 @@ def test_what_begins_frozen_must_thaw():
     assert EfficientNetConfig(epochs=3, freeze_epochs=2).freeze_epochs == 2
 
 
-def test_new_augmentations_are_off_unless_asked_for():
+def test_background_is_mixed_in_only_where_it_is_asked_for():
+    """It needs a class that not everybody has."""
     config = AugmentationConfig()
-    assert not (config.use_equaliser or config.use_low_pass or config.use_background_mix)
+    assert config.use_equaliser and config.use_low_pass and not config.use_background_mix
+
+
+def test_a_run_of_2_0_0_goes_on_as_it_began():
+    old = EfficientNetConfig.from_dict({"pretrained": False, "augmentation": {"n_time_masks": 1}}).augmentation
+    assert (old.use_equaliser, old.use_low_pass, old.n_time_masks) == (False, False, 1)
+    assert not EfficientNetConfig.from_dict({"pretrained": True}).augmentation.use_equaliser
 
 
 def test_a_short_run_may_have_any_warm_up():
@@ -238,7 +245,9 @@ def test_only_the_standard_library_is_imported():
 @pytest.mark.parametrize(("pretrained", "start"), [(True, "imagenet"), (False, "none")])
 def test_a_config_of_2_0_0_says_pretrained(pretrained, start):
     values = {"epochs": 3, "pretrained": pretrained}
-    assert EfficientNetConfig.from_dict(values) == EfficientNetConfig(epochs=3, initial_weights=start)
+    of_then = AugmentationConfig(use_equaliser=False, use_low_pass=False)
+    assert EfficientNetConfig.from_dict(values) == EfficientNetConfig(epochs=3, initial_weights=start,
+                                                                      augmentation=of_then)
     assert values == {"epochs": 3, "pretrained": pretrained}
 
 

@@ -162,7 +162,7 @@ def _results(predictor: EfficientNetPredictor, paths: Sequence[Path],
         "model": {"path": model.path, "sha256": model.sha256, "model_name": model.model_name,
                   "class_names": list(model.classes.names), "backend": predictor.backend.name},
         "settings": {**asdict(predictor.settings), "batch_size": predictor.batch_size,
-                     "thresholds": predictor.thresholds(), "temperature": model.calibration.temperature,
+                     "thresholds": predictor.thresholds(), **model.calibration.to_dict(),
                      "window_ms": model.frontend.segment_duration_ms},
         "summary": {"files": len(paths), "ok": len(paths) - len(errors), "failed": len(errors),
                     "segments": len(records) if predictor.settings.segment_mode

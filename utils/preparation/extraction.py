@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from models.audio_frontend import cached_frontend, frontend_fingerprint
-from models.efficientnet_config import AugmentationConfig, FrontendConfig
+from models.efficientnet_config import WAVEFORM_SETTINGS, AugmentationConfig, FrontendConfig
 from models.errors import AudioError
 from utils.audio.recordings import Outcome, RecordingReader, check_audible
 from utils.audio.windows import Part
@@ -81,7 +81,8 @@ class PreprocessSettings:
 
     def augmentation_key(self) -> str:
         """Return what augmented copies depend on, as a hash."""
-        return settings_key(self.extraction_key(), self.augmentation.to_dict(), self.random_state)
+        of_waveforms = {name: value for name, value in self.augmentation.to_dict().items() if name in WAVEFORM_SETTINGS}
+        return settings_key(self.extraction_key(), of_waveforms, self.random_state)
 
 
 @dataclass(frozen=True)

@@ -265,7 +265,8 @@ class _Run:
                   held_out=(torch.from_numpy(log_mels)[:, None], said),
                   optimisation=make_optimisation(student, config, device=device,
                                                  steps_per_epoch=n_windows // config.batch_size),
-                  identity={"teacher": teacher.sha256, "audio": settings_key(*files["sha256"], *files["n_samples"]),
+                  identity={"teacher": settings_key(teacher.sha256, str(teacher.description)),
+                            "audio": settings_key(*files["sha256"], *files["n_samples"]),
                             "config": {**config.to_dict(), "epochs": None}})
         if resume:
             run._load()

@@ -100,6 +100,8 @@ def test_results_follow_the_contract(folder, tiny_model):
     assert results["model"] == {"path": str(tiny_model.best), "sha256": file_sha256(tiny_model.best),
                                 "model_name": "efficientnet-b0", "class_names": list(TINY_CLASSES),
                                 "backend": "torch-cpu"}
+    assert {name: results["settings"][name] for name in ("temperature", "class_biases")} == \
+        read_checkpoint(tiny_model.best)["calibration"]
     summary = results["summary"]
     assert set(summary) == {"files", "ok", "failed", "segments", "audio_seconds", "wall_seconds", "per_class"}
     assert (summary["files"], summary["ok"], summary["failed"], summary["segments"]) == (5, 4, 1, 8)

@@ -117,6 +117,18 @@ def test_an_emptied_copy_is_made_again(audio_dir, tmp_path, monkeypatch):
     assert spectrogram_bytes(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize(("changes", "n_made"), [({"use_low_pass": False, "n_time_masks": 5}, 0),
+                                                 ({"noise_snr_db_range": (3.0, 4.0)}, None)])
+def test_only_settings_of_waveforms_make_copies_anew(audio_dir, tmp_path, monkeypatch, changes, n_made):
+    run(audio_dir, tmp_path / "out", augmentation_factor=1, augmentation=FAST_AUGMENTATION)
+    made = []
+    monkeypatch.setattr(augmented_copies, "save_array", lambda path, array: (made.append(path.name),
+                                                                             save_array(path, array)))
+    run(audio_dir, tmp_path / "out", augmentation_factor=1, augmentation=FAST_AUGMENTATION.replace(**changes))
+    n_copies = len(list((tmp_path / "out").rglob("*_aug01.npy")))
+    assert len(made) == (n_copies if n_made is None else n_made) and n_copies
+
+
 @any_bytes_are_names
 def test_a_recording_whose_name_is_no_text_gets_its_copies(audio_dir, tmp_path, rng):
     add_odd_name(audio_dir / "mammal_call", rng)

@@ -23,7 +23,8 @@ def batch_of(dataset, indices):
 
 
 def augmenting_config(**changes):
-    augmentation = AugmentationConfig(freq_mask_param=2, time_mask_param=2, **changes)
+    augmentation = AugmentationConfig(**{"freq_mask_param": 2, "time_mask_param": 2, "use_equaliser": False,
+                                         "use_low_pass": False, **changes})
     return tiny_config(use_augmentation=True, augmentation=augmentation)
 
 
