@@ -6,8 +6,10 @@
 The test side is that of ``wildlife/splits.csv``; a seed redraws training and validation among the other groups, and
 seeds weights and order. Every run is a training command of the README in a folder of its own, scored once on the test
 side by ``evaluate_model.py``; what is there already is not done again. ``--probes`` scores linear probes on the
-features of a start, or of a teacher, in five folds over all clips: by group, and by ``source_repo``, which is harder.
-Nothing is asserted.
+features of a start (with ``--views``, of augmented windows too) or of a teacher, in five folds over all clips: by
+group, and by ``source_repo``, which is harder. Of the clips whose audio a starter of the project has not heard, those of the
+test side, scores stand in a line of their own. The calibration error is cross-fitted; beside it stands what a model
+whose probabilities are true would show. Nothing is asserted.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from utils.networks.teachers import load_teacher
 from utils.storage.manifest import read_dataset_info
 from utils.storage.spectrograms import ArrayDataset
 from utils.storage.splits import grouped_folds, grouped_split
+from utils.training.augmenter import Augmenter
 from utils.training.probe import choose_strength, embed, fit_linear
 from utils.training.starter import begin
 
@@ -37,14 +40,16 @@ PROJECT = Path(__file__).resolve().parents[2]
 DATA = PROJECT.parent / "shared" / "data" / "wildlife"
 SCORES = ("accuracy", "macro_f1", "weighted_f1", "macro_roc_auc", "ece")
 _WINDOW_SECONDS, _BATCH, _N_FOLDS = 5, 32, 5
+_N_SIMULATED = 100
 _VAL_SHARE = 0.17  # of train and val: as in splits.csv
 _B0, _RESNET = ["--config", "efficientnet_b0_fast"], ["--config", "resnet18_baseline"]
-_SCRATCH = ["--initial_weights", "none", "--epochs", "15", "--batch_size", "32"]
+_SCRATCH = ["--initial_weights", "none", "--epochs", "24", "--batch_size", "32"]
 RUNS = {
     "b0-scratch": [*_B0, *_SCRATCH, "--learning_rate", "3e-3"],
     "b0-imagenet": [*_B0, "--initial_weights", "imagenet"],
     "b0-starter": _B0,
     "b0-starter-probe": [*_B0, "--linear_probe"],
+    "b0-starter-probe-sure": [*_B0, "--linear_probe", "--target_precision", "0.9"],
     "b1-starter-probe": ["--config", "efficientnet_b1_balanced", "--linear_probe"],
     "b2-starter-probe": ["--config", "efficientnet_b2_quality", "--linear_probe"],
     "b3-starter-probe": ["--config", "efficientnet_b3_best", "--linear_probe"],
@@ -62,10 +67,11 @@ def main() -> None:
     parser.add_argument("--per_class", nargs="+", type=int, default=[0],
                         help="recordings of a class to learn from, for the learning curve; 0 is all")
     parser.add_argument("--probes", nargs="*", default=[], help="starts, as --initial_weights, or teachers (.onnx)")
+    parser.add_argument("--views", type=int, default=0, help="augmented views that the probes of starts learn from")
     options = parser.parse_args()
     dataset = prepare(options.data, options.output_dir / "dataset")
     for start in options.probes:
-        print_probe(start, options.data, dataset)
+        print_probe(start, options.data, dataset, n_views=options.views)
     rows, curve = [], []
     for text in options.runs:
         name, _, flags = text.partition("=")
@@ -137,12 +143,13 @@ def summary(name: str, results: list[dict[str, float]]) -> str:
     return f"| {name} | {len(table)} | " + " | ".join(cells) + f" | {table['minutes'].median():.1f} |"
 
 
-def print_probe(start: str, data: Path, dataset: Path) -> None:
-    """Print a line of scores, out of fold, for each way to make the folds."""
+def print_probe(start: str, data: Path, dataset: Path, *, n_views: int) -> None:
+    """Print lines of scores, out of fold, for each way to make the folds."""
     rows = pd.concat([pd.read_csv(dataset / f"{side}.csv") for side in ("train", "val", "test")], ignore_index=True)
     sources = pd.read_csv(data / "metadata.csv").set_index("path")["source_repo"]
     labels, classes = rows["label"].to_numpy(), sorted(set(rows["label"]))
-    embeddings = _features(start, rows, data, dataset)
+    views = _features(start, rows, data, dataset, n_views=n_views)
+    embeddings, on_test = views[0], np.isin(rows["path"], pd.read_csv(dataset / "test.csv")["path"])
     for kind, groups in (("group", rows["recording_id"]), ("source_repo", rows["source_path"].map(sources))):
         groups = groups.to_numpy(dtype=str)
         logits, folds = np.zeros((len(labels), len(classes)), dtype=np.float32), np.zeros(len(labels), dtype=int)
@@ -150,30 +157,45 @@ def print_probe(start: str, data: Path, dataset: Path) -> None:
             learnt = np.setdiff1d(np.arange(len(labels)), held_out)
             strength, _ = choose_strength(embeddings[learnt], labels[learnt], groups[learnt], n_classes=len(classes),
                                           random_state=0)
-            classifier = fit_linear(embeddings[learnt], labels[learnt], n_classes=len(classes), strength=strength)
+            classifier = fit_linear(np.concatenate([view[learnt] for view in views]),
+                                    np.tile(labels[learnt], len(views)), n_classes=len(classes),
+                                    strength=strength / len(views))
             logits[held_out], folds[held_out] = classifier.logits(embeddings[held_out]), number
         probabilities = calibration.cross_fitted_probabilities(logits, labels, folds)
         names = [str(label) for label in classes]
-        scores = metrics.evaluate(special.softmax(logits, axis=1), labels, class_names=names)
-        error = metrics.evaluate(probabilities, labels, class_names=names)["ece"]
-        shown = (*(scores[name] for name in ("accuracy", "macro_f1", "weighted_f1")), error)
-        print(f"| {start} | {kind} | " + " | ".join(f"{value:.3f}" for value in shown) + " |", flush=True)
+        for part, chosen in (("all", np.ones(len(labels), dtype=bool)), ("test side", on_test)):
+            raw, found = special.softmax(logits[chosen], axis=1), probabilities[chosen]
+            scores, calibrated = (metrics.evaluate(given, labels[chosen], class_names=names) for given in (raw, found))
+            shown = (*(scores[name] for name in SCORES[:3]), calibrated["accuracy"], calibrated["macro_f1"],
+                     calibrated["ece"], *_error_of_true(found, names))
+            print(f"| {start} | {kind} | {part} | " + " | ".join(f"{value:.3f}" for value in shown) + " |", flush=True)
 
 
-def _features(start: str, rows: pd.DataFrame, data: Path, dataset: Path) -> np.ndarray:
-    """Return embeddings of all windows, float32 ``(n_windows, n_features)``."""
+def _error_of_true(probabilities: np.ndarray, names: list[str]) -> tuple[float, float]:
+    """Return median and 95th percentile of the calibration error if the probabilities were true."""
+    rng = np.random.default_rng(0)
+    edges = probabilities.cumsum(axis=1)
+    draws = [(rng.random((len(edges), 1)) > edges[:, :-1]).sum(axis=1) for _ in range(_N_SIMULATED)]
+    errors = [metrics.evaluate(probabilities, labels, class_names=names)["ece"] for labels in draws]
+    return float(np.median(errors)), float(np.quantile(errors, 0.95))
+
+
+def _features(start: str, rows: pd.DataFrame, data: Path, dataset: Path, *, n_views: int) -> list[np.ndarray]:
+    """Return embeddings of all windows, float32 ``(n_windows, n_features)``: as they are, then of each view."""
     if start.endswith(".onnx"):
         teacher = load_teacher(start)
         windows = np.stack([_window(data / path, seconds, teacher.description.sample_rate)
                             for path, seconds in zip(rows["source_path"], rows["start_seconds"], strict=True)])
-        return np.concatenate([teacher.hear(windows[first:first + _BATCH]).embeddings
-                               for first in range(0, len(windows), _BATCH)])
+        return [np.concatenate([teacher.hear(windows[first:first + _BATCH]).embeddings
+                                for first in range(0, len(windows), _BATCH)])]
     _, frontend = read_dataset_info(dataset)
     config = get_config("efficientnet_b0_fast").replace(initial_weights=start, frontend=frontend)
     model, config = begin(config, 2)
     spectrograms = [np.load(dataset / path) for path in rows["path"]]
-    return embed(model, ArrayDataset(spectrograms, np.zeros(len(rows))), batch_size=_BATCH,
-                 device=torch.device("cpu"), n_workers=0)
+    config = config.replace(augmentation=config.augmentation.replace(use_mixup=False))
+    views = [None, *(Augmenter(config=config, n_classes=2, epoch=view) for view in range(1, n_views + 1))]
+    return [embed(model, ArrayDataset(spectrograms, np.zeros(len(rows), dtype=int)), batch_size=_BATCH,
+                  device=torch.device("cpu"), n_workers=0, augment=view) for view in views]
 
 
 def _window(path: Path, start_seconds: float, sample_rate: int) -> np.ndarray:
