@@ -5,11 +5,12 @@
 
 The test side is that of ``wildlife/splits.csv``; a seed redraws training and validation among the other groups, and
 seeds weights and order. Every run is a training command of the README in a folder of its own, scored once on the test
-side by ``evaluate_model.py``; what is there already is not done again. ``--probes`` scores linear probes on the
-features of a start (with ``--views``, of augmented windows too) or of a teacher, in five folds over all clips: by
-group, and by ``source_repo``, which is harder. Of the clips whose audio a starter of the project has not heard, those of the
-test side, scores stand in a line of their own. The calibration error is cross-fitted; beside it stands what a model
-whose probabilities are true would show. Nothing is asserted.
+side by ``evaluate_model.py``; what is there already is not done again.
+
+``--probes`` scores linear probes on the features of a start (with ``--views``, of augmented windows too) or of a
+teacher, in five folds over all clips: by group, and by ``source_repo``, which is harder. The clips of the test side,
+which a starter of the project has not heard, have a line of their own. The calibration error is cross-fitted; beside it
+stands what a model whose probabilities are true would show. Nothing is asserted.
 """
 
 import argparse
