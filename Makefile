@@ -15,8 +15,7 @@ PYTHON ?= python3
 RUN = $(VENV)/bin/python
 endif
 DATA ?= demo/recordings
-DEMO_TRAINING = --epochs 12 --batch_size 32 --warmup_epochs 1 --train_csv demo/dataset/train.csv \
-	--val_csv demo/dataset/val.csv
+DEMO_TRAINING = --batch_size 32 --warmup_epochs 1 --train_csv demo/dataset/train.csv --val_csv demo/dataset/val.csv
 # training refuses a folder that holds a run unless it may go on with it
 resume = $(if $(wildcard $(1)/*_last.pth),--resume)
 
@@ -37,9 +36,9 @@ demo/recordings: | $(VENV)/installed
 demo: $(VENV)/installed $(if $(filter demo/recordings,$(DATA)),demo/recordings)
 	$(RUN) scripts/preprocess_enhanced.py --input_dir "$(DATA)" --output_dir demo/dataset --segment_duration 4000
 	$(RUN) scripts/train_efficientnet.py --config efficientnet_b0_fast --model_dir demo/model $(DEMO_TRAINING) \
-		--learning_rate 3e-3 --drop_connect_rate 0 $(call resume,demo/model)
+		--epochs 6 $(call resume,demo/model)
 	$(RUN) scripts/train_efficientnet.py --config resnet18_baseline --model_dir demo/baseline $(DEMO_TRAINING) \
-		--learning_rate 1e-3 $(call resume,demo/baseline)
+		--epochs 12 $(call resume,demo/baseline)
 	$(RUN) scripts/predict_efficientnet.py --model_path demo/model/efficientnet_best.pth --input "$(DATA)" \
 		--segment_mode --output demo/results.json --formats json,csv
 	$(RUN) scripts/evaluate_model.py --test_csv demo/dataset/test.csv --output_dir demo/report \
