@@ -377,7 +377,8 @@ DEFAULT_PRESET = "efficientnet_b1_balanced"
 
 # what a start brings, in place of a preset's number that nobody gave
 _SETTINGS_OF_STARTS: Mapping[str, Mapping] = {
-    STARTER: {"epochs": 10, "learning_rate": 3e-4, "drop_connect_rate": 0.0},
+    STARTER: {"epochs": 4, "learning_rate": 1e-4, "drop_connect_rate": 0.0, "warmup_epochs": 1, "ema_decay": 0.98,
+              "probe_first": True},
     IMAGENET: {"epochs": 14, "learning_rate": 1e-3},
     FROM_SCRATCH: {"learning_rate": 1e-3, "drop_connect_rate": 0.0},
 }
@@ -387,7 +388,8 @@ _SETTINGS_OF_DISTILLATION: Mapping = {
 }
 
 
-def with_start_settings(config: EfficientNetConfig, *, given: Collection[str]) -> EfficientNetConfig:
+def with_start_settings(config: EfficientNetConfig, *, given: Collection[str], start: str | None = None
+                        ) -> EfficientNetConfig:
     """Return a config with the settings that its start brings, but for those that were given.
 
     Parameters
@@ -396,8 +398,10 @@ def with_start_settings(config: EfficientNetConfig, *, given: Collection[str]) -
         A preset's, with what was given on top.
     given : collection of str
         Names of the settings that a file or a flag gave.
+    start : str, optional
+        Which of ``STARTS`` the start is like; without it a file is like the starter.
     """
-    start = config.initial_weights if config.initial_weights in STARTS else STARTER
+    start = start or (config.initial_weights if config.initial_weights in STARTS else STARTER)
     return _without_given(config, _SETTINGS_OF_STARTS[start], given)
 
 

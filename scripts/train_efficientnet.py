@@ -59,7 +59,7 @@ def run(flags: argparse.Namespace) -> int:
         from utils.storage.config_files import read_config, settings_in_file
         from utils.cross_validation import cross_validate_manifests
         from utils.training.distributed import join_processes, leave_processes
-        from utils.training.starter import resolve_start
+        from utils.training.starter import kind_of_start, resolve_start
         from utils.training.data import read_training_data
         from utils.training.model_folder import checkpoint_path
         from utils.training.run import probe_model, resume_config, train_model
@@ -76,7 +76,8 @@ def run(flags: argparse.Namespace) -> int:
     if flags.distill_dir:
         return distil_start(flags, with_distillation_settings(config, given=given), device=device,
                             n_workers=n_workers)
-    config = with_start_settings(resolve_start(config), given=given)
+    config = resolve_start(config)
+    config = with_start_settings(config, given=given, start=kind_of_start(config))
     data = read_training_data(flags.train_csv, flags.val_csv, allow_leakage=flags.allow_leakage)
     if flags.cross_validation:
         summary = cross_validate_manifests(

@@ -84,7 +84,7 @@ def plot_history(path: str | os.PathLike, history: pd.DataFrame, *, best_epoch: 
     history : pandas.DataFrame
         Columns ``epoch, train_loss, val_loss, val_accuracy, val_macro_f1, learning_rate``, one row per epoch.
     best_epoch : int
-        Epoch whose weights were kept; marked in each panel.
+        Epoch whose weights were kept; marked in each panel. 0 is what the training began with.
     """
     panels = {"Loss": {"train_loss": "training", "val_loss": "validation"},
               "Validation scores": {"val_accuracy": "accuracy", "val_macro_f1": "macro F1"},
@@ -96,7 +96,7 @@ def plot_history(path: str | os.PathLike, history: pd.DataFrame, *, best_epoch: 
             ax.axvline(best_epoch, color=_GREY, linestyle="--", label=f"best epoch ({best_epoch})")
             ax.set(title=title, xlabel="epoch")
             ax.axhline(0, color="black", linewidth=0.8)
-            ax.set_xlim(history["epoch"].min() - 0.5, history["epoch"].max() + 0.5)
+            ax.set_xlim(min(best_epoch, history["epoch"].min()) - 0.5, history["epoch"].max() + 0.5)
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             ax.grid(True)
             ax.legend(fontsize=9)

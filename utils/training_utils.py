@@ -88,7 +88,7 @@ class TrainingHistory:
     rows : list of dict
         Of each epoch its number, losses, scores, learning rate and seconds.
     best_epoch : int
-        Counted from 1; 0 before the first.
+        Counted from 1; 0 is what the run began with.
     best_score : float
         What the best epoch was chosen by; more is better.
     """
@@ -107,10 +107,14 @@ class TrainingHistory:
         """Whether the last finished epoch is the best so far."""
         return self.epoch == self.best_epoch
 
+    def begin(self, scores: dict[str, float], *, monitor: str) -> None:
+        """Take what the run begins with, a probe, as its epoch 0: what is to be beaten."""
+        self.best_epoch, self.best_score = 0, _score(scores, monitor=monitor)
+
     def add(self, row: dict[str, float], *, monitor: str) -> None:
         """Take note of an epoch; ``monitor`` names the validation score that decides."""
         self.rows.append(row)
-        score = -row["val_loss"] if monitor == "loss" else row[f"val_{monitor}"]
+        score = _score(row, monitor=monitor)
         if score > self.best_score:
             self.best_epoch, self.best_score = self.epoch, score
 
@@ -125,9 +129,15 @@ class TrainingHistory:
         return cls(list(values["history"]), values["best_epoch"], values["best_score"])
 
 
+def _score(row: Mapping[str, float], *, monitor: str) -> float:
+    return -row["val_loss"] if monitor == "loss" else row[f"val_{monitor}"]
+
+
 def fit(task: TrainingTask, optimisation: Optimisation, history: TrainingHistory, *,
         after_epoch: Callable[[TrainingHistory, np.ndarray, np.ndarray], None]) -> dict[str, Tensor]:
     """Train until the last epoch or until patience runs out.
+
+    What begins with a probe is validated before its first epoch: where no epoch does better, the probe is kept.
 
     Parameters
     ----------
@@ -147,6 +157,14 @@ def fit(task: TrainingTask, optimisation: Optimisation, history: TrainingHistory
         The best weights of this call; empty when no epoch improved (a resumed run's best is on disk).
     """
     config, best_weights = task.config, {}
+    if config.probe_first and history.best_score == -math.inf:
+        logits, labels, scores = _validate(task, optimisation.kept)
+        history.begin(scores, monitor=config.monitor)
+        best_weights = copy.deepcopy(optimisation.kept.state_dict())
+        logger.info("probe: val loss %.3f, accuracy %.3f, macro F1 %.3f", *(scores[name] for name in
+                                                                            _VALIDATION_SCORES))
+        if task.processes.is_main:
+            after_epoch(history, logits, labels)
     while history.epoch < config.epochs and not _out_of_patience(history, config):
         started, epoch = time.perf_counter(), history.epoch + 1
         train_loss = train_epoch(task, optimisation, epoch=epoch)

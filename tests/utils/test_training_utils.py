@@ -291,6 +291,27 @@ def test_early_stopping_waits_and_restores_the_best_weights(rng, monkeypatch):
     assert torch.equal(best["layer.weight"], weights[1]["layer.weight"])
 
 
+@pytest.mark.parametrize(("accuracies", "best_epoch", "flags"), [
+    ([0.75, 0.5, 0.75], 0, [True, False, False]),  # as good is not better
+    ([0.5, 0.25, 1.0], 2, [True, False, True]),
+])
+def test_a_probe_is_kept_until_an_epoch_does_better(rng, monkeypatch, accuracies, best_epoch, flags):
+    script_validation(monkeypatch, accuracies)
+    task = linear_task(windows(rng, 4), batch_size=2, epochs=2, monitor="accuracy", probe_first=True)
+    weights, best_flags = [], []
+
+    def after_epoch(history, logits, labels):
+        weights.append(copy.deepcopy(task.model.state_dict()))
+        best_flags.append(history.is_best)
+
+    history = TrainingHistory()
+    best = fit(task, task.optimisation(), history, after_epoch=after_epoch)
+    assert (history.best_epoch, history.epoch, best_flags) == (best_epoch, 2, flags)
+    assert torch.equal(best["layer.weight"], weights[best_epoch]["layer.weight"])
+    assert torch.equal(task.model.layer.weight, weights[best_epoch]["layer.weight"])
+    assert not torch.equal(weights[0]["layer.weight"], weights[2]["layer.weight"])
+
+
 def test_patience_zero_never_stops(rng, monkeypatch):
     script_validation(monkeypatch, [0.5] * 6)
     task = linear_task(windows(rng, 4), batch_size=4, epochs=6, patience=0)

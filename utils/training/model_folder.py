@@ -65,13 +65,18 @@ class ModelFolder:
 
     def save_epoch(self, model: torch.nn.Module, optimisation: Optimisation, history: TrainingHistory,
                    logits: np.ndarray, labels: np.ndarray) -> None:
-        """Write ``_last.pth``, ``history.csv`` and, after the best epoch so far, ``_best.pth``."""
-        about = {"epoch": history.epoch, "best_epoch": history.best_epoch, "validation": history.rows[-1]}
+        """Write ``_last.pth``, ``history.csv`` and, after the best epoch so far, ``_best.pth``.
+
+        Epoch 0 is the probe that a run began with; it has no row.
+        """
+        about = {"epoch": history.epoch, "best_epoch": history.best_epoch,
+                 "validation": history.rows[-1] if history.rows else {}}
         if history.is_best:
             self.save_best(optimisation.kept, logits, labels, about=about)
         self._save(self.last, model, Calibration(), about=about, config=self.config,
                    training={**optimisation.state_dict(), "loop": history.to_dict()})
-        write_history(self.path, history)
+        if history.rows:
+            write_history(self.path, history)
 
     def save_best(self, model: torch.nn.Module, logits: np.ndarray, labels: np.ndarray, *, about: Mapping
                   ) -> Calibration:

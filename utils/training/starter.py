@@ -5,8 +5,8 @@ from pathlib import Path
 
 from models.efficientnet import (SpectrogramClassifier, body_weights, build_model, lite_weights, load_body,
                                  load_imagenet_weights)
-from models.efficientnet_config import (EFFICIENTNET_NAMES, FROM_SCRATCH, IMAGENET, STARTER, EfficientNetConfig,
-                                        FrontendConfig)
+from models.efficientnet_config import (EFFICIENTNET_NAMES, FROM_SCRATCH, IMAGENET, STARTER, STARTS,
+                                        EfficientNetConfig, FrontendConfig)
 from models.errors import CheckpointError
 from models.growth import grow
 from utils.storage.checkpoints import RECORDINGS_KNOWN, Start, imagenet_weights, lite0_weights, read_start
@@ -28,6 +28,20 @@ def resolve_start(config: EfficientNetConfig) -> EfficientNetConfig:
         return config
     logger.info("there is no starter for %s: it begins with random weights", config.model_name)
     return config.replace(initial_weights=FROM_SCRATCH)
+
+
+def kind_of_start(config: EfficientNetConfig) -> str:
+    """Return which of ``STARTS`` a config's start is like: a library's state dict in a file has seen pictures.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing or damaged.
+    """
+    config = resolve_start(config)
+    if config.initial_weights in STARTS:
+        return config.initial_weights
+    return IMAGENET if isinstance(read_start(config.initial_weights), dict) else STARTER
 
 
 def begin(config: EfficientNetConfig, n_classes: int) -> tuple[SpectrogramClassifier, EfficientNetConfig]:

@@ -12,7 +12,8 @@ from models.efficientnet_config import FrontendConfig
 from models.errors import ConfigError
 from scripts import train_efficientnet
 from tests.conftest import tiny_config
-from utils.storage.checkpoints import Start, load_model, save_start
+from utils import training_utils
+from utils.storage.checkpoints import Start, load_model, read_checkpoint, save_start
 from utils.training.probe import choose_strength, fit_linear
 
 SAME_FUNCTION = 1e-4  # float32 weights against float64
@@ -103,6 +104,20 @@ def test_fine_tuning_begins_with_the_probe(tiny_dataset, tmp_path):
                     for name in ("probe", "first"))
     for name, value in probe.items():
         torch.testing.assert_close(first[name], value, rtol=0, atol=1e-9, msg=name)
+
+
+def test_a_run_that_was_stopped_in_its_first_epoch_still_has_its_probe(tiny_dataset, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(training_utils, "train_epoch", lambda *arguments, **named: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(tiny_dataset.output_dir, tmp_path, "--epochs", "1", mode=("--probe_first",))
+    probe = load_model(tmp_path / "efficientnet_best.pth").network.state_dict()["backbone._fc.weight"]
+    assert train(tiny_dataset.output_dir, tmp_path, mode=("--resume",)) == 0
+    last = read_checkpoint(tmp_path / "efficientnet_last.pth")
+    assert last["training"]["loop"]["epoch"] == 1
+    if not last["training"]["loop"]["best_epoch"]:
+        assert torch.equal(load_model(tmp_path / "efficientnet_best.pth").network.state_dict()["backbone._fc.weight"],
+                           probe)
 
 
 def test_every_fold_begins_with_its_own_probe(tiny_dataset, tmp_path):

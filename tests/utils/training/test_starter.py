@@ -15,7 +15,7 @@ from tests.conftest import TINY_FRONTEND, tiny_config
 from utils.storage import checkpoints
 from utils.storage.checkpoints import Start, lite0_weights, save_model, save_start
 from utils.training import starter
-from utils.training.starter import begin, frontend_difference, resolve_start, starter_path
+from utils.training.starter import begin, frontend_difference, kind_of_start, resolve_start, starter_path
 
 N_CLASSES = 3
 EPSILON = 2e-4  # of no network's own choice
@@ -118,6 +118,15 @@ def test_a_start_file_is_what_the_network_begins_with(tmp_path, caplog):
     assert model.training and classifier_of(model).out_features == N_CLASSES
     assert f"efficientnet-b0 begins with {tmp_path / 'start.pth'} (owls; licence: CC0)" in caplog.text
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_what_a_file_holds_decides_how_its_network_is_trained(tmp_path):
+    save_start(tmp_path / "start.pth", start_of())
+    torch.save({"features.weight": torch.zeros(1)}, tmp_path / "library.pth")
+    kinds = {name: kind_of_start(config_of(name)) for name in (
+        "starter", "imagenet", "none", tmp_path / "start.pth", tmp_path / "library.pth")}
+    assert list(kinds.values()) == ["starter", "imagenet", "none", "starter", "imagenet"]
+    assert kind_of_start(config_of("starter", model_name="resnet18")) == "none"
 
 
 def test_the_classifier_is_drawn_from_the_seed_as_always(tmp_path):
