@@ -36,7 +36,7 @@ demo/recordings: | $(VENV)/installed
 demo: $(VENV)/installed $(if $(filter demo/recordings,$(DATA)),demo/recordings)
 	$(RUN) scripts/preprocess_enhanced.py --input_dir "$(DATA)" --output_dir demo/dataset --segment_duration 4000
 	$(RUN) scripts/train_efficientnet.py --config efficientnet_b0_fast --model_dir demo/model $(DEMO_TRAINING) \
-		--epochs 6 $(call resume,demo/model)
+		$(call resume,demo/model)
 	$(RUN) scripts/train_efficientnet.py --config resnet18_baseline --model_dir demo/baseline $(DEMO_TRAINING) \
 		--epochs 12 $(call resume,demo/baseline)
 	$(RUN) scripts/predict_efficientnet.py --model_path demo/model/efficientnet_best.pth --input "$(DATA)" \

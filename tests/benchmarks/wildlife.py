@@ -153,16 +153,18 @@ def print_probe(start: str, data: Path, dataset: Path, *, n_views: int) -> None:
     embeddings, on_test = views[0], np.isin(rows["path"], pd.read_csv(dataset / "test.csv")["path"])
     for kind, groups in (("group", rows["recording_id"]), ("source_repo", rows["source_path"].map(sources))):
         groups = groups.to_numpy(dtype=str)
-        logits, folds = np.zeros((len(labels), len(classes)), dtype=np.float32), np.zeros(len(labels), dtype=int)
-        for number, held_out in enumerate(grouped_folds(labels, groups, n_folds=_N_FOLDS, random_state=0)):
+        logits = np.zeros((len(labels), len(classes)), dtype=np.float32)
+        folds = grouped_folds(labels, groups, n_folds=_N_FOLDS, random_state=0)
+        for held_out in folds:
             learnt = np.setdiff1d(np.arange(len(labels)), held_out)
             strength, _ = choose_strength(embeddings[learnt], labels[learnt], groups[learnt], n_classes=len(classes),
                                           random_state=0)
             classifier = fit_linear(np.concatenate([view[learnt] for view in views]),
                                     np.tile(labels[learnt], len(views)), n_classes=len(classes),
                                     strength=strength / len(views))
-            logits[held_out], folds[held_out] = classifier.logits(embeddings[held_out]), number
-        probabilities = calibration.cross_fitted_probabilities(logits, labels, folds)
+            logits[held_out] = classifier.logits(embeddings[held_out])
+        probabilities = calibration.cross_fitted_probabilities(
+            logits, labels, folds, recording_ids=rows["recording_id"].to_numpy(dtype=str))
         names = [str(label) for label in classes]
         for part, chosen in (("all", np.ones(len(labels), dtype=bool)), ("test side", on_test)):
             raw, found = special.softmax(logits[chosen], axis=1), probabilities[chosen]
