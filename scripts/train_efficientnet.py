@@ -77,7 +77,8 @@ def run(flags: argparse.Namespace) -> int:
         return distil_start(flags, with_distillation_settings(config, given=given), device=device,
                             n_workers=n_workers)
     config = resolve_start(config)
-    config = with_start_settings(config, given=given, start=kind_of_start(config))
+    goes_on = (flags.resume or flags.resume_from) and not flags.cross_validation  # its checkpoint has all settings
+    config = with_start_settings(config, given=given, start=None if goes_on else kind_of_start(config))
     data = read_training_data(flags.train_csv, flags.val_csv, allow_leakage=flags.allow_leakage)
     if flags.cross_validation:
         summary = cross_validate_manifests(

@@ -80,15 +80,19 @@ def test_the_command_writes_an_ordinary_checkpoint_whose_body_is_the_start(tiny_
         path.name for path in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("mode", [("--linear_probe",), ("--epochs", "1"),
-                                  ("--epochs", "1", "--cross_validation", "--k_folds", "2")])
-def test_a_model_tells_what_its_start_has_heard_and_learnt(tiny_dataset, tmp_path, mode):
+def write_start(path):
     start = Start(source="", model_name="efficientnet-b0", trained_on="owls", licence="CC0", frontend=FrontendConfig(),
                   weights=body_weights(build_model(tiny_config(), 2), model_name="efficientnet-b0"),
                   metadata={"heard_contents": ["audio:owl"], "recording_contents": ["audio:wren"], "recordings": []})
-    save_start(tmp_path / "start.pth", start)
-    assert train(tiny_dataset.output_dir, tmp_path / "model", "--initial_weights", str(tmp_path / "start.pth"),
-                 mode=mode) == 0
+    save_start(path, start)
+    return path
+
+
+@pytest.mark.parametrize("mode", [("--linear_probe",), ("--epochs", "1"),
+                                  ("--epochs", "1", "--cross_validation", "--k_folds", "2")])
+def test_a_model_tells_what_its_start_has_heard_and_learnt(tiny_dataset, tmp_path, mode):
+    start = write_start(tmp_path / "start.pth")
+    assert train(tiny_dataset.output_dir, tmp_path / "model", "--initial_weights", str(start), mode=mode) == 0
     told = load_model(next((tmp_path / "model").rglob("*_best.pth"))).description.metadata
     assert told["heard_contents"] == ["audio:owl"]
     assert "audio:wren" in told["recording_contents"] and len(told["recording_contents"]) > 1
@@ -106,13 +110,16 @@ def test_fine_tuning_begins_with_the_probe(tiny_dataset, tmp_path):
         torch.testing.assert_close(first[name], value, rtol=0, atol=1e-9, msg=name)
 
 
-def test_a_run_that_was_stopped_in_its_first_epoch_still_has_its_probe(tiny_dataset, tmp_path, monkeypatch):
+def test_a_run_stopped_in_its_first_epoch_has_its_probe_and_needs_no_start(tiny_dataset, tmp_path, monkeypatch):
+    start = write_start(tmp_path / "start.pth")
+    from_start = ("--initial_weights", str(start))
     with monkeypatch.context() as patch:
         patch.setattr(training_utils, "train_epoch", lambda *arguments, **named: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            train(tiny_dataset.output_dir, tmp_path, "--epochs", "1", mode=("--probe_first",))
+            train(tiny_dataset.output_dir, tmp_path, "--epochs", "1", *from_start, mode=())
+    start.unlink()
     probe = load_model(tmp_path / "efficientnet_best.pth").network.state_dict()["backbone._fc.weight"]
-    assert train(tiny_dataset.output_dir, tmp_path, mode=("--resume",)) == 0
+    assert train(tiny_dataset.output_dir, tmp_path, *from_start, mode=("--resume",)) == 0
     last = read_checkpoint(tmp_path / "efficientnet_last.pth")
     assert last["training"]["loop"]["epoch"] == 1
     if not last["training"]["loop"]["best_epoch"]:
