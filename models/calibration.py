@@ -10,10 +10,11 @@ from models.errors import ConfigError
 
 TEMPERATURE_RANGE = (0.05, 20.0)  # a guard for absurd logits; the prior keeps what is fitted well inside
 # How many recordings the belief that nothing must be changed is worth. Twelve for log T: thirty recordings of two
-# classes, all right, bring T down to 0.5 at most. Four for a class bias: the best log loss and calibration error on
-# new rows in a simulation with 30 to 600 recordings, T from 0.4 to 2.5 and biases of up to 1.
+# classes, all right, bring T down to 0.5 at most. Three hundred for a class bias: it follows the shares that the classes
+# have in validation, which are others at another place. On 1,588 real windows calibrated out of fold, by recording every
+# number from 4 on gives the same log loss (0.46 to 0.47); by source 4 costs four points of accuracy, 300 costs none.
 TEMPERATURE_PRIOR = 12.0
-BIAS_PRIOR = 4.0
+BIAS_PRIOR = 300.0
 
 
 @dataclass(frozen=True)

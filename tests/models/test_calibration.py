@@ -5,9 +5,10 @@ from models import calibration
 from models.calibration import Calibration, cross_fitted_probabilities
 from models.errors import ConfigError
 
-TEMPERATURE_TOLERANCE = 0.1  # sampling error of 5 000 drawn labels
-BIAS_TOLERANCE = 0.15  # nats; three standard errors of the rarest class's bias at 5 000 rows
-SHARE_TOLERANCE = 0.01  # the prior takes 4 of 5 000 recordings
+MANY = 100_000  # recordings, against which the prior of biases, worth 300, is small
+TEMPERATURE_TOLERANCE = 0.1  # sampling error of the labels and the pull of the prior
+BIAS_TOLERANCE = 0.15  # nats; the pull of the prior on the largest bias is 0.04
+SHARE_TOLERANCE = 0.01  # the prior takes 300 of 100 000 recordings
 SOLVER = 1e-3  # where L-BFGS stops
 ALL_RIGHT = 30  # recordings
 
@@ -49,7 +50,7 @@ def test_a_checkpoint_keeps_it_and_those_of_2_0_0_have_no_biases():
 @pytest.mark.parametrize("temperature", [0.5, 3.0])
 def test_many_rows_give_back_the_temperature_and_biases_their_labels_were_drawn_with(rng, temperature):
     true = Calibration(temperature, (1.0, 0.3, -0.2, -1.1))
-    logits = rng.normal(scale=2.0 * temperature, size=(5_000, 4))
+    logits = rng.normal(scale=2.0 * temperature, size=(MANY, 4))
     labels = draw_labels(rng, true.probabilities(logits))
     fitted = calibration.fit(logits, labels)
     assert fitted.temperature == pytest.approx(temperature, rel=TEMPERATURE_TOLERANCE)
@@ -57,11 +58,21 @@ def test_many_rows_give_back_the_temperature_and_biases_their_labels_were_drawn_
     assert sum(fitted.class_biases) == pytest.approx(0, abs=1e-12)
 
 
-def test_a_prior_that_class_weights_shifted_is_put_right(rng):
-    """A network trained with balanced weights takes all classes as equally frequent; the data have shares."""
-    shares = np.array([0.7, 0.2, 0.1])
-    labels = rng.choice(3, size=5_000, p=shares)
-    logits = 1.5 * np.eye(3)[labels] + rng.normal(size=(5_000, 3))  # what a class sounds like, not how often
+def balanced_logits(rng, n):
+    """Return logits of a network trained with balanced weights, which takes all classes as equally frequent."""
+    labels = rng.choice(3, size=n, p=[0.7, 0.2, 0.1])
+    return 1.5 * np.eye(3)[labels] + rng.normal(size=(n, 3)), labels  # what a class sounds like, not how often
+
+
+def test_the_shares_of_a_few_hundred_recordings_stay_those_of_their_place(rng):
+    """Classes have other shares elsewhere: a balanced network keeps its balance."""
+    fitted = calibration.fit(*balanced_logits(rng, 300))
+    assert max(map(abs, fitted.class_biases)) < 0.3
+    assert max(map(abs, calibration.fit(*balanced_logits(rng, MANY)).class_biases)) > 0.6
+
+
+def test_a_prior_that_class_weights_shifted_is_put_right_by_many_recordings(rng):
+    logits, labels = balanced_logits(rng, MANY)
     balanced = Calibration().probabilities(logits).mean(axis=0)
     assert balanced[0] < 0.6 and balanced[2] > 0.15
     calibrated = calibration.fit(logits, labels).probabilities(logits).mean(axis=0)
