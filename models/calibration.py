@@ -10,9 +10,10 @@ from models.errors import ConfigError
 
 TEMPERATURE_RANGE = (0.05, 20.0)  # a guard for absurd logits; the prior keeps what is fitted well inside
 # How many recordings the belief that nothing must be changed is worth. Twelve for log T: thirty recordings of two
-# classes, all right, bring T down to 0.5 at most. Three hundred for a class bias: it follows the shares that the classes
-# have in validation, which are others at another place. On 1,588 real windows calibrated out of fold, by recording every
-# number from 4 on gives the same log loss (0.46 to 0.47); by source 4 costs four points of accuracy, 300 costs none.
+# classes, all right, bring T down to 0.5 at most. Three hundred for a class bias: it follows the shares that the
+# classes have in validation, which are others at another place. On 1,588 real windows calibrated out of fold, by
+# recording every number from 4 on gives the same log loss (0.46 to 0.47); by source 4 costs four points of accuracy,
+# 300 costs none.
 TEMPERATURE_PRIOR = 12.0
 BIAS_PRIOR = 300.0
 

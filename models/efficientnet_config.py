@@ -263,8 +263,7 @@ WAVEFORM_SETTINGS = ("use_time_stretch", "use_pitch_shift", "use_noise", "use_vo
 # names of numbers, what each must fulfil unless it is null, and that in words
 _RULES_OF_NUMBERS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("batch_size", "epochs", "accumulation_steps"), lambda value: value >= 1, "be at least 1"),
-    (("weight_decay", "gradient_clipping", "warmup_epochs", "patience", "seed", "freeze_epochs", "l2_to_start",
-      "probe_views"),
+    (("weight_decay", "gradient_clipping", "warmup_epochs", "patience", "seed", "freeze_epochs", "l2_to_start"),
      lambda value: value >= 0, "not be negative"),
     (("learning_rate", "batch_norm_epsilon"), lambda value: value > 0, "be positive"),
     (("dropout_rate", "drop_connect_rate", "label_smoothing", "ema_decay"), lambda value: 0 <= value < 1,
@@ -311,7 +310,6 @@ class EfficientNetConfig(_Settings):
                                                        " null chooses by the steps in an epoch")
     batch_norm_epsilon: float | None = _setting(None, "batch-norm epsilon; null chooses by initial_weights")
     probe_first: bool = _setting(False, "begin with the classifier of a linear probe, which already knows the classes")
-    probe_views: int = _setting(5, "augmented views of each training window that a linear probe learns from")
     freeze_epochs: int = _setting(0, "first epochs in which only the classifier learns")
     freeze_batch_norm: bool = _setting(False, "keep the start's batch-norm statistics while training")
     layer_decay: float = _setting(1.0, "learning rate of a stage as a share of the stage behind it, 0..1")

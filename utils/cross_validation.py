@@ -281,8 +281,7 @@ def _fold_task(windows: _Windows, learnt: np.ndarray, selection: np.ndarray, set
     model = model.to(settings.device)
     if config.probe_first:
         fit_probe(model, train, windows.recording_ids[learnt], n_classes=n_classes, config=config,
-                  device=settings.device, n_workers=settings.n_workers,
-                  background_label=background_label(settings.classes))
+                  device=settings.device, n_workers=settings.n_workers)
     return TrainingTask(model=model, config=config, train=train, val=val, n_classes=n_classes,
                         device=settings.device, n_workers=settings.n_workers,
                         background_label=background_label(settings.classes))

@@ -7,8 +7,8 @@ The test side is that of ``wildlife/splits.csv``; a seed redraws training and va
 seeds weights and order. Every run is a training command of the README in a folder of its own, scored once on the test
 side by ``evaluate_model.py``; what is there already is not done again.
 
-``--probes`` scores linear probes on the features of a start (with ``--views``, of augmented windows too) or of a
-teacher, in five folds over all clips: by group, and by ``source_repo``, which is harder. The clips of the test side,
+``--probes`` scores linear probes on the features of a start or of a teacher, in five folds over all
+clips: by group, and by ``source_repo``, which is harder. The clips of the test side,
 which a starter of the project has not heard, have a line of their own. The calibration error is cross-fitted; beside it
 stands what a model whose probabilities are true would show. Nothing is asserted.
 """
@@ -33,7 +33,6 @@ from utils.networks.teachers import load_teacher
 from utils.storage.manifest import read_dataset_info
 from utils.storage.spectrograms import ArrayDataset
 from utils.storage.splits import grouped_folds, grouped_split
-from utils.training.augmenter import Augmenter
 from utils.training.probe import choose_strength, embed, fit_linear
 from utils.training.starter import begin
 
@@ -68,11 +67,10 @@ def main() -> None:
     parser.add_argument("--per_class", nargs="+", type=int, default=[0],
                         help="recordings of a class to learn from, for the learning curve; 0 is all")
     parser.add_argument("--probes", nargs="*", default=[], help="starts, as --initial_weights, or teachers (.onnx)")
-    parser.add_argument("--views", type=int, default=0, help="augmented views that the probes of starts learn from")
     options = parser.parse_args()
     dataset = prepare(options.data, options.output_dir / "dataset")
     for start in options.probes:
-        print_probe(start, options.data, dataset, n_views=options.views)
+        print_probe(start, options.data, dataset)
     rows, curve = [], []
     for text in options.runs:
         name, _, flags = text.partition("=")
@@ -144,13 +142,13 @@ def summary(name: str, results: list[dict[str, float]]) -> str:
     return f"| {name} | {len(table)} | " + " | ".join(cells) + f" | {table['minutes'].median():.1f} |"
 
 
-def print_probe(start: str, data: Path, dataset: Path, *, n_views: int) -> None:
+def print_probe(start: str, data: Path, dataset: Path) -> None:
     """Print lines of scores, out of fold, for each way to make the folds."""
     rows = pd.concat([pd.read_csv(dataset / f"{side}.csv") for side in ("train", "val", "test")], ignore_index=True)
     sources = pd.read_csv(data / "metadata.csv").set_index("path")["source_repo"]
     labels, classes = rows["label"].to_numpy(), sorted(set(rows["label"]))
-    views = _features(start, rows, data, dataset, n_views=n_views)
-    embeddings, on_test = views[0], np.isin(rows["path"], pd.read_csv(dataset / "test.csv")["path"])
+    embeddings = _features(start, rows, data, dataset)
+    on_test = np.isin(rows["path"], pd.read_csv(dataset / "test.csv")["path"])
     for kind, groups in (("group", rows["recording_id"]), ("source_repo", rows["source_path"].map(sources))):
         groups = groups.to_numpy(dtype=str)
         logits = np.zeros((len(labels), len(classes)), dtype=np.float32)
@@ -159,9 +157,7 @@ def print_probe(start: str, data: Path, dataset: Path, *, n_views: int) -> None:
             learnt = np.setdiff1d(np.arange(len(labels)), held_out)
             strength, _ = choose_strength(embeddings[learnt], labels[learnt], groups[learnt], n_classes=len(classes),
                                           random_state=0)
-            classifier = fit_linear(np.concatenate([view[learnt] for view in views]),
-                                    np.tile(labels[learnt], len(views)), n_classes=len(classes),
-                                    strength=strength / len(views))
+            classifier = fit_linear(embeddings[learnt], labels[learnt], n_classes=len(classes), strength=strength)
             logits[held_out] = classifier.logits(embeddings[held_out])
         probabilities = calibration.cross_fitted_probabilities(
             logits, labels, folds, recording_ids=rows["recording_id"].to_numpy(dtype=str))
@@ -183,22 +179,20 @@ def _error_of_true(probabilities: np.ndarray, names: list[str]) -> tuple[float, 
     return float(np.median(errors)), float(np.quantile(errors, 0.95))
 
 
-def _features(start: str, rows: pd.DataFrame, data: Path, dataset: Path, *, n_views: int) -> list[np.ndarray]:
-    """Return embeddings of all windows, float32 ``(n_windows, n_features)``: as they are, then of each view."""
+def _features(start: str, rows: pd.DataFrame, data: Path, dataset: Path) -> np.ndarray:
+    """Return embeddings of all windows, float32 ``(n_windows, n_features)``."""
     if start.endswith(".onnx"):
         teacher = load_teacher(start)
         windows = np.stack([_window(data / path, seconds, teacher.description.sample_rate)
                             for path, seconds in zip(rows["source_path"], rows["start_seconds"], strict=True)])
-        return [np.concatenate([teacher.hear(windows[first:first + _BATCH]).embeddings
-                                for first in range(0, len(windows), _BATCH)])]
+        return np.concatenate([teacher.hear(windows[first:first + _BATCH]).embeddings
+                               for first in range(0, len(windows), _BATCH)])
     _, frontend = read_dataset_info(dataset)
     config = get_config("efficientnet_b0_fast").replace(initial_weights=start, frontend=frontend)
     model, config = begin(config, 2)
     spectrograms = [np.load(dataset / path) for path in rows["path"]]
-    config = config.replace(augmentation=config.augmentation.replace(use_mixup=False))
-    views = [None, *(Augmenter(config=config, n_classes=2, epoch=view) for view in range(1, n_views + 1))]
-    return [embed(model, ArrayDataset(spectrograms, np.zeros(len(rows), dtype=int)), batch_size=_BATCH,
-                  device=torch.device("cpu"), n_workers=0, augment=view) for view in views]
+    return embed(model, ArrayDataset(spectrograms, np.zeros(len(rows), dtype=int)), batch_size=_BATCH,
+                 device=torch.device("cpu"), n_workers=0)
 
 
 def _window(path: Path, start_seconds: float, sample_rate: int) -> np.ndarray:

@@ -6,7 +6,6 @@ intermediate layers using linear classifier probes"; Kumar et al. 2022, "Fine-Tu
 Underperform Out-of-Distribution", ICLR).
 """
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,11 +22,9 @@ from utils import metrics
 from utils.running.progress import progress
 from utils.storage.spectrograms import ArrayDataset, SpectrogramDataset, make_loader
 from utils.storage.splits import grouped_folds
-from utils.training.augmenter import Augmenter
 
 STRENGTHS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # scikit-learn's C, tried from the strongest regularisation on
 _MOST_FOLDS = 5
-_MOST_ROWS = 60_000  # of windows and their views: 300 MB of embeddings; a set as large as that needs no views
 _MOST_STEPS = 500
 _NEVER = 30.0  # what a class without rows stands below the smallest intercept: a probability of about 1e-13
 
@@ -93,13 +90,9 @@ def fit_linear(embeddings: np.ndarray, labels: np.ndarray, *, n_classes: int, st
 
 
 def fit_probe(model: SpectrogramClassifier, dataset: SpectrogramDataset | ArrayDataset, recording_ids: np.ndarray, *,
-              n_classes: int, config: EfficientNetConfig, device: torch.device, n_workers: int,
-              background_label: int | None = None) -> tuple[LinearClassifier, float, list[dict[str, float]]]:
+              n_classes: int, config: EfficientNetConfig, device: torch.device, n_workers: int
+              ) -> tuple[LinearClassifier, float, list[dict[str, float]]]:
     """Make a linear classifier of windows the classifier of a model, which is changed in place.
-
-    It learns from each window as it is and from ``probe_views`` augmented ones, as far as ``use_augmentation`` and the
-    number of windows allow: what does not change with a mask or another microphone is what carries over to another
-    place. Windows are not mixed up, for a label of a linear classifier is one class.
 
     Parameters
     ----------
@@ -112,13 +105,11 @@ def fit_probe(model: SpectrogramClassifier, dataset: SpectrogramDataset | ArrayD
     n_classes : int
         Outputs.
     config : EfficientNetConfig
-        ``batch_size``, ``seed``, ``probe_views``, ``use_augmentation``, ``augmentation``.
+        ``batch_size``, ``seed``.
     device : torch.device
         Where to compute.
     n_workers : int
         Loading processes.
-    background_label : int, optional
-        The class that ``use_background_mix`` mixes into the others.
 
     Returns
     -------
@@ -129,17 +120,10 @@ def fit_probe(model: SpectrogramClassifier, dataset: SpectrogramDataset | ArrayD
     table : list of dict
         From ``choose_strength``.
     """
-    hear = functools.partial(embed, model, dataset, batch_size=config.batch_size, device=device, n_workers=n_workers)
-    embeddings, labels = hear(), np.asarray(dataset.labels)
-    strength, table = choose_strength(embeddings, labels, recording_ids, n_classes=n_classes,
+    embeddings = embed(model, dataset, batch_size=config.batch_size, device=device, n_workers=n_workers)
+    strength, table = choose_strength(embeddings, dataset.labels, recording_ids, n_classes=n_classes,
                                       random_state=config.seed)
-    unmixed = config.replace(augmentation=config.augmentation.replace(use_mixup=False))
-    n_views = min(config.probe_views, _MOST_ROWS // len(labels)) if config.use_augmentation else 0
-    views = [hear(augment=Augmenter(config=unmixed, n_classes=n_classes, epoch=view, background_label=background_label))
-             for view in range(1, n_views + 1)]
-    # as much regularisation as one view would have
-    classifier = fit_linear(np.concatenate([embeddings, *views]), np.tile(labels, 1 + n_views), n_classes=n_classes,
-                            strength=strength / (1 + n_views))
+    classifier = fit_linear(embeddings, dataset.labels, n_classes=n_classes, strength=strength)
     classifier.put_into(model)
     return classifier, strength, table
 
@@ -200,7 +184,7 @@ def _scores(logits: np.ndarray, labels: np.ndarray, recording_ids: np.ndarray, *
 
 @torch.inference_mode()
 def embed(model: SpectrogramClassifier, dataset: SpectrogramDataset | ArrayDataset, *, batch_size: int,
-          device: torch.device, n_workers: int, augment: Augmenter | None = None) -> np.ndarray:
+          device: torch.device, n_workers: int) -> np.ndarray:
     """Return what the body of a model makes of windows, float32 ``(n_windows, n_features)``, in the data set's order.
 
     Parameters
@@ -213,8 +197,6 @@ def embed(model: SpectrogramClassifier, dataset: SpectrogramDataset | ArrayDatas
         How they are loaded.
     device : torch.device
         Where to compute.
-    augment : Augmenter, optional
-        What is done to a batch before.
 
     Notes
     -----
@@ -224,9 +206,6 @@ def embed(model: SpectrogramClassifier, dataset: SpectrogramDataset | ArrayDatas
                          pin_memory=device.type == "cuda")
     model.eval()
     parts = []
-    for number, batch in enumerate(progress(loader, total=len(loader), description="embeddings", unit="batch",
-                                            leave=False)):
-        inputs = (batch.log_mel.to(device, non_blocking=True) if augment is None
-                  else augment(batch, number=number, device=device)[0])
-        parts.append(model.embed(inputs).cpu().numpy())
+    for batch in progress(loader, total=len(loader), description="embeddings", unit="batch", leave=False):
+        parts.append(model.embed(batch.log_mel.to(device, non_blocking=True)).cpu().numpy())
     return np.concatenate(parts)

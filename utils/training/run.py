@@ -112,7 +112,7 @@ def _begin(data: TrainingData, config: EfficientNetConfig, *, device: torch.devi
         model = model.to(device)
         if config.probe_first:
             fit_probe(model, train, data.train.recording_ids(), n_classes=n_classes, config=config, device=device,
-                      n_workers=n_workers, background_label=background_label(data.classes))
+                      n_workers=n_workers)
     else:
         # the checkpoint brings the weights, those of the start are not needed again
         model, saved = build_model(config, n_classes), read_training_state(resume_from, data.classes)
@@ -183,8 +183,7 @@ def probe_model(data: TrainingData, config: EfficientNetConfig, *, model_dir: Pa
         model, config = begin(config, n_classes)
         model = model.to(device)
         classifier, strength, table = fit_probe(model, train, data.train.recording_ids(), n_classes=n_classes,
-                                                config=config, device=device, n_workers=n_workers,
-                                                background_label=background_label(data.classes))
+                                                config=config, device=device, n_workers=n_workers)
         logits = classifier.logits(embed(model, val, batch_size=config.batch_size, device=device,
                                          n_workers=n_workers))
         folder = ModelFolder(model_dir, config, data, join_recordings(data.learnt_from(), known_recordings(config)))
