@@ -186,7 +186,7 @@ def apply_waveform_parameters(waveform: np.ndarray, parameters: WaveformParamete
 
 
 class AudioAugmentationPipeline:
-    """All augmentations behind one configuration; what the flags here do not name is off, ``from_config`` has it.
+    """All augmentations behind one configuration; what the flags do not name is as ``AugmentationConfig`` has it.
 
     Parameters
     ----------
@@ -227,8 +227,7 @@ class AudioAugmentationPipeline:
         self.config = AugmentationConfig(
             use_time_stretch=use_time_stretch, use_pitch_shift=use_pitch_shift, use_noise=use_noise,
             use_volume=use_volume, use_spec_augment=use_spec_augment, use_time_shift=use_time_shift,
-            use_mixup=use_mixup, mixup_alpha=mixup_alpha,
-            use_equaliser=False, use_low_pass=False).replace(**masks)  # the constructor does what its flags name
+            use_mixup=use_mixup, mixup_alpha=mixup_alpha).replace(**masks)
 
     @classmethod
     def from_config(cls, config: AugmentationConfig) -> "AudioAugmentationPipeline":

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from models.efficientnet_config import EfficientNetConfig, get_config
+from models.efficientnet_config import AugmentationConfig, EfficientNetConfig, get_config
 from models.errors import ConfigError
 from utils.storage.config_files import read_config, settings_in_file, write_config
 
@@ -72,7 +72,8 @@ def test_a_written_config_gives_every_setting(tmp_path):
 def test_an_older_file_gives_its_start_under_the_newer_name(tmp_path):
     path = write(tmp_path / "c.json", {"pretrained": False, "epochs": 7})
     assert settings_in_file(path) == {"initial_weights", "epochs"}
-    assert read_config(path) == EfficientNetConfig(initial_weights="none", epochs=7)
+    as_then = AugmentationConfig(use_equaliser=False, use_low_pass=False)
+    assert read_config(path) == EfficientNetConfig(initial_weights="none", epochs=7, augmentation=as_then)
 
 
 def test_an_unreadable_file_gives_an_error(tmp_path):
