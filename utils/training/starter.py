@@ -75,9 +75,8 @@ def begin(config: EfficientNetConfig, n_classes: int) -> tuple[SpectrogramClassi
     if config.initial_weights == IMAGENET:
         _begin_with_pictures(model, config.model_name)
         return model, config
-    named = config.initial_weights == STARTER
-    path = starter_path(config.model_name) if named else Path(config.initial_weights)
-    start = read_start(path, source=STARTER if named else None)
+    path = _start_path(config)
+    start = read_start(path, source=STARTER if config.initial_weights == STARTER else None)
     if isinstance(start, Start) and config.batch_norm_epsilon is None:
         config = config.replace(batch_norm_epsilon=start.batch_norm_epsilon)
         model = build_model(config, n_classes)
@@ -114,10 +113,14 @@ def known_recordings(config: EfficientNetConfig) -> dict[str, list[str]]:
     config = resolve_start(config)
     if config.initial_weights in (FROM_SCRATCH, IMAGENET):
         return {}
-    start = read_start(starter_path(config.model_name) if config.initial_weights == STARTER
-                       else config.initial_weights)
+    start = read_start(_start_path(config))
     return {} if isinstance(start, dict) else {name: list(start.metadata[name]) for name in RECORDINGS_KNOWN
                                                if name in start.metadata}
+
+
+def _start_path(config: EfficientNetConfig) -> Path:
+    """Return the file of a config's start: the project's, or the one it names."""
+    return starter_path(config.model_name) if config.initial_weights == STARTER else Path(config.initial_weights)
 
 
 def frontend_difference(heard: FrontendConfig | None, used: FrontendConfig) -> str:
