@@ -26,7 +26,7 @@ $(VENV)/installed: requirements.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+$(VENV)/installed-dev: requirements-dev.txt requirements-extra.txt $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
@@ -59,6 +59,7 @@ test: lint
 
 bench: $(VENV)/installed-dev
 	$(RUN) -m tests.benchmarks.run
+	$(RUN) -m tests.benchmarks.field
 
 clean:
 	rm -rf $(VENV) demo

@@ -54,8 +54,10 @@ def run(flags: argparse.Namespace) -> int:
         output_dir=flags.output_dir, audio_dir=flags.audio_dir, n_bootstrap=flags.bootstrap,
         confidence=flags.confidence, n_workers=flags.workers, latency_runs=flags.latency_runs, seed=flags.seed)
     class_names = flags.class_names or legacy_class_names(manifest)
+    # networks are compared in one library; an exported one is scored by what deploys it
     predictors = {name: (path, EfficientNetPredictor(path, device=flags.device, batch_size=flags.batch_size,
-                                                     class_names=class_names))
+                                                     class_names=class_names,
+                                                     backend="auto" if path.suffix == ".onnx" else "torch"))
                   for name, path in models.items()}
     evaluation = evaluate_models(predictors, manifest, settings)
     for model in evaluation.models:

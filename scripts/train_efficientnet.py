@@ -37,6 +37,10 @@ def build_parser() -> cli.CommandParser:
                            help="minutes of a recording that are used, in random stretches of a longer one")
     run_group.add_argument("--linear_probe", action="store_true",
                            help="keep the body as it is, fit only a linear classifier on what it hears: takes seconds")
+    run_group.add_argument("--export_onnx", action="store_true", help="also write the best model as .onnx: front end,"
+                           " classes and calibration inside, no PyTorch needed; checked on validation windows")
+    run_group.add_argument("--export_int8", action="store_true", help="also write it with weights of 8 bits, a third of"
+                           " the size, and say how far it is from the checkpoint")
     run_group.add_argument("--cross_validation", action="store_true",
                            help="k folds over train and val instead of one model")
     run_group.add_argument("--k_folds", type=cli.positive_int, default=5, help="number of folds")
@@ -90,7 +94,7 @@ def run(flags: argparse.Namespace) -> int:
         return cli.EXIT_DONE
     if flags.linear_probe:
         scores = probe_model(data, config, model_dir=flags.model_dir, device=device, n_workers=n_workers)
-        return tell(scores, checkpoint_path(flags.model_dir, config.model_name, "best"))
+        return finish(flags, scores, checkpoint_path(flags.model_dir, config.model_name, "best"), data)
     resume_from = flags.resume_from or (find_last(flags.model_dir) if flags.resume else None)
     if resume_from:
         config = resume_config(resume_from, config, cli.given_settings(vars(flags)))
@@ -99,13 +103,18 @@ def run(flags: argparse.Namespace) -> int:
     leave_processes()
     if not processes.is_main:
         return cli.EXIT_DONE
-    return tell(scores, checkpoint_path(flags.model_dir, config.model_name, "best"))
+    return finish(flags, scores, checkpoint_path(flags.model_dir, config.model_name, "best"), data)
 
 
-def tell(scores: dict, best: Path) -> int:
-    """Say how a model does on validation and where it is."""
+def finish(flags: argparse.Namespace, scores: dict, best: Path, data) -> int:
+    """Export a model where that was asked for, say how it does on validation and where it is."""
     print(f"validation: accuracy {scores['accuracy']:.3f}, macro F1 {scores['macro_f1']:.3f}")
     print(f"model: {best}")
+    if flags.export_onnx or flags.export_int8:
+        from utils.training.exporting import export_best  # late: onnx is not needed for training
+
+        for path in export_best(best, data.val, onnx=flags.export_onnx, int8=flags.export_int8):
+            print(f"export: {path}")
     return cli.EXIT_DONE
 
 
@@ -148,6 +157,9 @@ def check_flags(flags: argparse.Namespace) -> None:
                                or int(os.environ.get("WORLD_SIZE", "1")) > 1):
         raise ConfigError("--linear_probe goes neither with --distill_dir, --cross_validation, --resume, --resume_from"
                           " nor with torchrun: it takes seconds, leave them out")
+    if (flags.export_onnx or flags.export_int8) and (flags.distill_dir or flags.cross_validation):
+        raise ConfigError("--export_onnx and --export_int8 are for a model: leave out --distill_dir and"
+                          " --cross_validation")
     if flags.k_folds < 2:
         raise ConfigError(f"--k_folds must be at least 2, got {flags.k_folds}")
     if flags.cross_validation and int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -37,6 +37,19 @@ LATE_IMPORTS = {
     "models/calibration.py": {"from scipy import optimize"},  # only training fits
     "utils/audio/ffmpeg.py": {"from pydub import AudioSegment"},  # most recordings need no ffmpeg
     "utils/networks/teachers.py": {"import onnxruntime"},  # only distillation hears one
+    # each library only where it applies the network: PyTorch takes longer to load than a short recording to score
+    "utils/networks/opening.py": {"from utils.storage.checkpoints import load_model",
+                                  "from utils.running.devices import resolve_device",
+                                  "from utils.networks.onnx_backends import open_converted",
+                                  "from utils.networks.torch_backend import TorchBackend",
+                                  "from utils.networks.export import ConvertingBackend"},
+    "utils/networks/onnx_backends.py": {"import onnxruntime", "import openvino"},
+    "utils/networks/conversions.py": {"import onnxruntime",
+                                      "from onnxruntime.capi import onnxruntime_pybind11_state as errors"},
+    "utils/networks/export.py": {"import onnx", "from onnxruntime import quantization"},
+    "utils/prediction/conversion.py": {"from utils.networks.export import convert",
+                                       "from utils.storage.checkpoints import load_model"},
+    "utils/prediction/outputs.py": {"import pyarrow", "from pyarrow import parquet"},  # an extra
     "utils/reports.py": {"import seaborn"},  # half a second, for one of the pictures
     # torch, scikit-learn and matplotlib: while they load, no recording is worked on
     "utils/preparation/run.py": {"from utils.preparation.augmented_copies import augment_all, plan_copies",
@@ -44,7 +57,7 @@ LATE_IMPORTS = {
                                  "from utils.reports import plot_overview"},
 }
 # where whatever a decoder raises is that file's, and whatever work raises is handed to the process that asked for it
-CATCHING_EVERYTHING = {"utils/audio/recordings.py", "utils/running/parallel.py"}
+CATCHING_EVERYTHING = {"utils/audio/streams.py", "utils/running/parallel.py"}
 FILES = sorted(path for package in PACKAGES for path in (PROJECT / package).rglob("*.py"))
 
 

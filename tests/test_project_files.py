@@ -43,3 +43,16 @@ def test_workflow_pins_actions_by_commit():
 def test_changelog_tells_of_this_version():
     changelog = (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## [{VERSION}]" in changelog
+
+
+def test_prediction_alone_needs_the_versions_that_the_project_needs():
+    few, all_of_it = (pins((PROJECT / name).read_text(encoding="utf-8"))
+                      for name in ("requirements-predict.txt", "requirements.txt"))
+    assert few.items() < all_of_it.items()
+
+
+def test_the_container_holds_what_prediction_needs():
+    dockerfile = (PROJECT / "Dockerfile").read_text(encoding="utf-8")
+    assert {"requirements-predict.txt", "models/*.py", "utils", "scripts"} == {
+        source for source in re.findall(r"^COPY (\S+) ", dockerfile, flags=re.MULTILINE)}
+    assert "USER nightscan" in dockerfile  # not root

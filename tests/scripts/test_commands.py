@@ -201,8 +201,9 @@ def test_predict_without_a_model(tmp_path, capsys):
 
 def test_predict_refuses_csv_on_stdout_and_unknown_formats(tmp_path, capsys):
     common = ["--model_path", "m.pth", "--input", "x.wav", "--formats"]
-    check(predict_efficientnet, [*common, "csv"], capsys, code=2, words=("--formats csv", "--output"))
+    check(predict_efficientnet, [*common, "csv"], capsys, code=2, words=("only JSON goes to stdout", "--output"))
     check(predict_efficientnet, [*common, "pdf"], capsys, code=2, words=("pdf", "json, csv"))
+    check(predict_efficientnet, [*common, "json", "--embeddings", "e.npz"], capsys, code=2, words=("--embeddings",))
 
 
 def test_evaluate_needs_a_model(tmp_path, capsys):

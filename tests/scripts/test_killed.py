@@ -1,20 +1,25 @@
 """Runs that are killed, workers that die or hang, and two runs at once, with the real commands."""
 
 import json
+import shutil
 import signal
 import time
+from collections import Counter
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from tests.conftest import TINY_CLASSES
-from tests.scripts.processes import (descendants, finish, is_running, kill_when_reading, make_recordings, needs_proc,
-                                     predict_command, preprocess_command, reader_of, run, start, wait_for)
+from tests.scripts.processes import (LONG_SECONDS, descendants, finish, is_running, kill_when_reading, make_recordings,
+                                     needs_proc, predict_command, preprocess_command, reader_of, run, start, wait_for)
+from utils.prediction.predictor import SCORE_TOLERANCE
+from utils.prediction.spans import SPAN_WINDOWS
 from utils.storage.manifest import SPLITS
 
 LONG = "a_long.wav"
 N_RECORDINGS = 9
+N_LONG_SPANS = -(-LONG_SECONDS // SPAN_WINDOWS)  # its segments last a second
 
 pytestmark = needs_proc
 
@@ -34,9 +39,15 @@ def straight(audio_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def straight_results(audio_dir, tiny_model, tmp_path_factory):
+def model(tiny_model, tmp_path_factory):
+    return shutil.copy(tiny_model.best, tmp_path_factory.mktemp("model") / "model.pth")
+
+
+@pytest.fixture(scope="module")
+def straight_results(audio_dir, model, tmp_path_factory):
+    """Results that nothing disturbed; the model is converted from now on."""
     output = tmp_path_factory.mktemp("straight_results") / "results.json"
-    code, said = run(predict_command(tiny_model.best, audio_dir, output))
+    code, said = run(predict_command(model, audio_dir, output))
     assert code == 0, said
     return without_times(output)
 
@@ -59,7 +70,7 @@ def has_begun(output_dir):
 
 
 def journalled(path, n):
-    """Whether so many recordings are finished; the journal's first line is its header."""
+    """Whether so many recordings are preprocessed; the journal's first line is its header."""
     return lambda: path.exists() and path.read_bytes().count(b"\n") >= n + 1
 
 
@@ -67,6 +78,28 @@ def without_times(output):
     results = json.loads(output.read_text(encoding="utf-8"))
     return [{name: value for name, value in record.items() if name != "processing_time"}
             for record in results["predictions"]], results["errors"]
+
+
+def check_same(predictions, expected):
+    """Compare records: what fills a batch, who scores it and in which library may change the last digits."""
+    for record, other in zip(predictions, expected, strict=True):
+        assert set(record) == set(other)
+        for name in record:
+            assert record[name] == (pytest.approx(other[name], abs=SCORE_TOLERANCE) if "confidence" in name
+                                    else other[name])
+
+
+def spans_in(journal):
+    """Return how often each span of each recording stands in the journal of a prediction."""
+    lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
+    entries = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    # a recording of one span may stand in one entry with it
+    return Counter(entry["name"] if entry["kind"] == "span" else f"0:{entry['name']}" for entry in entries
+                   if entry.get("kind") == "span" or "span" in entry.get("result", ()))
+
+
+def long_spans(counts):
+    return {name for name in counts if name.endswith(LONG)}
 
 
 def leftovers(folder):
@@ -97,25 +130,36 @@ def test_a_worker_that_dies_or_hangs_while_preprocessing_costs_one_file(audio_di
     assert spectrograms(tmp_path / "out") == spectrograms(straight)
 
 
-@pytest.mark.parametrize("n_workers", [1, 2])
+@pytest.mark.parametrize(("backend", "n_workers"), [("auto", 1), ("auto", 2), ("torch", 2)])
 @pytest.mark.parametrize(("how", "status", "reason"), [
     (signal.SIGKILL, "corrupt", "the process that read it died (exit code -9)"),
     (signal.SIGSTOP, "timeout", "no block was read for 3 s"),
 ])
-def test_a_worker_that_dies_or_hangs_while_predicting_costs_one_file(audio_dir, straight_results, tiny_model, tmp_path,
-                                                                     n_workers, how, status, reason):
+def test_a_worker_that_dies_or_hangs_while_predicting_costs_one_file(audio_dir, straight_results, model, tmp_path,
+                                                                     backend, n_workers, how, status, reason):
+    """Whether it only reads or has a network of its own."""
     output = tmp_path / "results.json"
-    process = start(predict_command(tiny_model.best, audio_dir, output, "--workers", n_workers, "--silence_limit", 3))
-    kill_when_reading(process, LONG, how=how, begun=lambda: True)
+    arguments = predict_command(model, audio_dir, output, "--workers", n_workers, "--silence_limit", 3, "--backend",
+                                backend)
+    process = start(arguments)
+    worker = kill_when_reading(process, LONG, how=how, begun=lambda: True)
     code, said = finish(process)
-    assert code == 0, said
+    assert (code, is_running(worker)) == (0, False), said
     predictions, errors = without_times(output)
     error, = errors
     assert error["status"] == status and reason in error["error"] and LONG in error["file_path"]
+    assert reason in said
+    check_same(predictions, [record for record in straight_results[0] if LONG not in record["file_path"]])
     assert len(predictions) == N_RECORDINGS - 1
-    # windows of the lost file were in the batches of its neighbours, so those may differ in the last digit
-    expected = [record for record in straight_results[0] if LONG not in record["file_path"]]
-    assert [record["top_class"] for record in predictions] == [record["top_class"] for record in expected]
+    # the next run does it again, and it alone
+    code, said = run(arguments)
+    assert code == 0 and "continuing: " in said, said
+    predictions, errors = without_times(output)
+    check_same(predictions, straight_results[0])
+    counts = spans_in(tmp_path / "results.scores.jsonl")
+    assert errors == [] and len(long_spans(counts)) == N_LONG_SPANS
+    assert {count for name, count in counts.items() if not name.endswith(LONG)} == {1}
+    assert len(counts) == N_RECORDINGS - 1 + N_LONG_SPANS
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -142,26 +186,47 @@ def test_preprocessing_goes_on_after_its_own_process_was_killed(audio_dir, strai
     assert leftovers(output_dir) == []
 
 
-def test_prediction_goes_on_after_its_own_process_was_killed(audio_dir, straight_results, tiny_model, tmp_path):
-    """The short recordings come first here: they are journalled while the long one is under way."""
-    output = tmp_path / "results.json"
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_prediction_goes_on_after_its_own_process_was_killed(audio_dir, straight_results, model, tmp_path, backend):
+    """In the middle of the long recording, after the short ones: no span that was written down is scored again."""
+    output, journal = tmp_path / "results.json", tmp_path / "results.scores.jsonl"
     listed = [*sorted(audio_dir.rglob("r*.wav")), *audio_dir.rglob(LONG)]
     (tmp_path / "list.txt").write_text("\n".join(map(str, listed)), encoding="utf-8")
-    arguments = predict_command(tiny_model.best, tmp_path / "list.txt", output, "--workers", 2)
+    arguments = predict_command(model, tmp_path / "list.txt", output, "--workers", 2, "--backend", backend)
     process = start(arguments)
-    wait_for(journalled(tmp_path / "results.partial.jsonl", N_RECORDINGS - 1), process)
+    wait_for(lambda: len(long_spans(spans_in(journal))) >= 3, process)
     workers = descendants(process.pid)
     process.kill()
     process.communicate()
     assert workers and not output.exists()
+    before = spans_in(journal)
+    assert len(before) - len(long_spans(before)) == N_RECORDINGS - 1 and len(long_spans(before)) < N_LONG_SPANS
     code, said = run(arguments)
-    assert code == 0 and f"continuing: {N_RECORDINGS - 1} of {N_RECORDINGS} files are already done" in said, said
+    assert code == 0 and "continuing: " in said, said
     predictions, errors = without_times(output)
     by_path = {record["file_path"]: record for record in straight_results[0]}
     assert errors == [] and len(predictions) == N_RECORDINGS
-    assert all(record["top_class"] == by_path[record["file_path"]]["top_class"] for record in predictions)
+    check_same(predictions, [by_path[str(path)] for path in listed])
+    after = spans_in(journal)
+    assert set(after.values()) == {1} and len(after) == N_RECORDINGS - 1 + N_LONG_SPANS
     assert not any(map(is_running, workers))
-    assert leftovers(tmp_path) == [] and not (tmp_path / "results.partial.jsonl").exists()
+    assert leftovers(tmp_path) == []
+
+
+def test_ctrl_c_ends_a_prediction_and_keeps_what_is_scored(audio_dir, straight_results, model, tmp_path):
+    output, journal = tmp_path / "results.json", tmp_path / "results.scores.jsonl"
+    arguments = predict_command(model, audio_dir, output, "--workers", 2)
+    process = start(arguments, start_new_session=True)
+    wait_for(lambda: len(spans_in(journal)) >= 3, process)
+    workers = descendants(process.pid)
+    process.send_signal(signal.SIGINT)
+    code, said = finish(process)
+    assert code == 130 and "the same command goes on from it" in said and "Traceback" not in said, said
+    assert not any(map(is_running, workers)) and not output.exists()
+    code, said = run(arguments)
+    assert code == 0 and "continuing: " in said, said
+    check_same(without_times(output)[0], straight_results[0])
+    assert set(spans_in(journal).values()) == {1}
 
 
 def test_ctrl_c_keeps_what_is_done_and_ends_the_workers(audio_dir, straight, tmp_path):
@@ -188,15 +253,18 @@ def test_two_preprocessing_runs_do_not_share_a_folder(audio_dir, tmp_path):
     assert run(arguments)[0] == 0
 
 
-def test_two_predictions_do_not_share_an_output_but_a_folder(audio_dir, tiny_model, tmp_path):
-    arguments = predict_command(tiny_model.best, audio_dir, tmp_path / "results.json")
+def test_two_predictions_do_not_share_an_output_but_a_folder(audio_dir, straight_results, model, tmp_path):
+    arguments = predict_command(model, audio_dir, tmp_path / "results.json")
     first = start(arguments)
     wait_for(lambda: reader_of(first.pid, LONG), first)
+    first.send_signal(signal.SIGSTOP)  # it would be done before the other one begins
     code, said = run(arguments)
-    assert code == 2 and f"is being written by process {first.pid} on" in said
+    assert code == 2 and f"is being written by process {first.pid} on" in said, said
     short = audio_dir / TINY_CLASSES[0] / "r0.wav"
-    assert run(predict_command(tiny_model.best, short, tmp_path / "other.json"))[0] == 0
+    assert run(predict_command(model, short, tmp_path / "other.json"))[0] == 0
+    first.send_signal(signal.SIGCONT)
     assert finish(first)[0] == 0
+    check_same(without_times(tmp_path / "results.json")[0], straight_results[0])
 
 
 def test_a_decoder_that_hangs_is_ended_with_its_worker(audio_dir, tmp_path):

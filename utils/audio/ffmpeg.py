@@ -55,6 +55,8 @@ class FfmpegStream:
     ----------
     sample_rate, channels : int
         Of the recording.
+    can_seek, n_frames : bool, int or None
+        False and None: see ``utils.audio.streams.Stream``.
 
     Raises
     ------
@@ -69,6 +71,8 @@ class FfmpegStream:
             self._command(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self._blocks: queue.Queue[bytes] = queue.Queue(_WAITING_BLOCKS)
         self._said = self._rest = b""  # what ffmpeg told; what came after the header with it
+        self.can_seek = False  # its pipe only goes on
+        self.n_frames: int | None = None
         self._closed = threading.Event()
         self._threads = [threading.Thread(target=target, daemon=True)
                          for target in (self._read_sound, self._read_words)]
@@ -79,6 +83,10 @@ class FfmpegStream:
         except AudioError:
             self.close()
             raise
+
+    def seek(self, frame: int) -> None:
+        """Raise: what ffmpeg gives only goes on."""
+        raise NotImplementedError("ffmpeg's output cannot be sought in: check can_seek")
 
     def blocks(self, n_frames: int) -> Iterator[np.ndarray]:
         """Yield float32 ``(n, channels)`` in order, ``n`` at most ``n_frames``.

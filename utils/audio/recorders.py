@@ -1,34 +1,164 @@
-"""What recorders write into their files: when a recording began."""
+"""What recorders write into their files and file names: when and where a recording began, and which recorder it was.
+
+Read are AudioMoth's comment, GUANO (specification 1.0), and the file names of AudioMoth, Wildlife Acoustics and
+Frontier Labs.
+"""
 
 import os
 import re
-from datetime import datetime, timedelta, timezone
+import zoneinfo
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone, tzinfo
+from pathlib import Path
 
-_GUANO_TIMESTAMP = re.compile(rb"Timestamp:\s*(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?)(Z|[+-]\d\d:?\d\d)")
+from models.errors import ConfigError
+
+RECORDER_COLUMNS = ("recorded_at", "recorder_id", "site", "latitude", "longitude", "temperature_c", "gain")
+_GUANO_LINE = re.compile(r"^([\w .|/-]{1,60}):[ \t]*(.*?)[\s\0]*$", re.MULTILINE)
+_GUANO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:?\d\d)?")
+_MOST_BYTES = 1 << 13  # of what a recorder writes
 _AUDIOMOTH_COMMENT = re.compile(
-    rb"Recorded at (\d\d:\d\d:\d\d)(?:\.\d+)? (\d\d/\d\d/\d{4}) \(UTC([+-]\d{1,2})?(?::(\d\d))?\)")
+    r"Recorded at (\d\d:\d\d:\d\d)(?:\.\d+)? (\d\d/\d\d/\d{4}) \(UTC([+-]\d{1,2})?(?::(\d\d))?\)"
+    r"(?: (?:by AudioMoth|during deployment) (\w+))?(?:.{0,40}? at (?:(\S+) gain|gain setting (\d)))?"
+    r"(?:.{0,80}?temperature was (-?\d+\.\d)C)?")
+# SMM09889_20230625_211402, 20240501_040000T, site3_20210510_180000Z, 20210510T180000+1000_REC_[-27.38+153.02]
+_NAME = re.compile(r"(?:(.+?)[_-])?(?<!\d)((?:19|20)\d{6})[_T](\d{6})(Z|[+-]\d{4})?(?!\d)")
+_NAME_PLACE = re.compile(r"\[([+-]\d+(?:\.\d+)?)([+-]\d+(?:\.\d+)?)\]")
 _HEADER_BYTES = 1 << 16  # GUANO may also stand at the end of the file
+_FIRST_YEAR = 1900  # of a recording; a clock that says less is damaged
+_OFFSET = re.compile(r"([+-])(\d\d):?(\d\d)")
 
 
-def read_recorded_at(path: str | os.PathLike) -> datetime | None:
-    """Return when a recorder says it began, or None when it does not tell, or not with the offset from UTC.
+@dataclass(frozen=True, kw_only=True)
+class RecorderFacts:
+    """What is known of how a recording was made; None and empty where nothing tells.
 
-    Reads GUANO's ``Timestamp`` (GUANO specification 1.0) and AudioMoth's comment ("Recorded at 03:13:00
-    03/05/2025 (UTC+2)"); a time in the file name alone has no offset and is not used.
+    Parameters
+    ----------
+    started : datetime or None
+        When it began; without an offset from UTC where only a clock is known.
+    recorder_id, site : str
+        Serial number or name of the recorder, and name of the place.
+    latitude, longitude : float or None
+        Degrees, WGS 84.
+    temperature_c : float or None
+        Degrees Celsius.
+    gain : str
+        As the recorder words it.
     """
+
+    started: datetime | None = None
+    recorder_id: str = ""
+    site: str = ""
+    latitude: float | None = None
+    longitude: float | None = None
+    temperature_c: float | None = None
+    gain: str = ""
+
+    def in_zone(self, zone: tzinfo | None) -> "RecorderFacts":
+        """Return the facts in a time zone: a bare clock is taken to show its time; None changes nothing."""
+        if zone is None or self.started is None:
+            return self
+        aware = self.started.replace(tzinfo=zone) if self.started.tzinfo is None else self.started.astimezone(zone)
+        return replace(self, started=aware)
+
+    def to_dict(self) -> dict:
+        """Return plain types for the journal."""
+        return {**{name: value for name, value in vars(self).items() if name != "started" and value not in ("", None)},
+                **({"started": self.started.isoformat()} if self.started else {})}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "RecorderFacts":
+        """Rebuild what ``to_dict`` gave."""
+        started = values.get("started")
+        return cls(**{**values, "started": datetime.fromisoformat(started) if started else None})
+
+
+def read_recorder(path: str | os.PathLike) -> RecorderFacts:
+    """Return what a recording tells of its recorder: what stands in the file counts before the file's name."""
+    facts = _of_name(Path(path).stem)
     try:
-        text = _metadata_bytes(path)
+        data = _metadata_bytes(path)
     except OSError:  # the sound was read; a clock that cannot be read costs the time, not the recording
-        return None
-    if guano := _GUANO_TIMESTAMP.search(text):
-        moment = guano[1].decode().replace(" ", "T")
-        return _parse("%Y-%m-%dT%H:%M:%S%z", moment[:19] + guano[2].decode())
-    if comment := _AUDIOMOTH_COMMENT.search(text):
-        hours, minutes = int(comment[3] or 0), int(comment[4] or 0)
-        naive = _parse("%d/%m/%Y %H:%M:%S", f"{comment[2].decode()} {comment[1].decode()}")
-        offset = timedelta(hours=hours, minutes=minutes if hours >= 0 else -minutes)
-        return naive.replace(tzinfo=timezone(offset)) if naive and abs(offset) < timedelta(days=1) else None
-    return None
+        return facts
+    for found in (_of_audiomoth(_text_from(data, b"Recorded at ")), _of_guano(_text_from(data, b"GUANO|Version"))):
+        facts = replace(facts, **{name: value for name, value in vars(found).items()
+                                  # a clock without an offset does not take the place of one with it
+                                  if value not in ("", None) and not (
+                                      name == "started" and value.tzinfo is None and facts.started is not None
+                                      and facts.started.tzinfo is not None)})
+    return facts
+
+
+def parse_timezone(text: str) -> tzinfo:
+    """Return a time zone of the tz database (``America/Lima``), ``UTC``, or an offset (``+02:00``).
+
+    Raises
+    ------
+    ConfigError
+        If there is none of that name.
+    """
+    offset = _OFFSET.fullmatch(text)
+    if offset and int(offset[2]) < 24:
+        return timezone(_offset(offset[1], offset[2], offset[3]))
+    if text.upper() in ("UTC", "Z"):
+        return timezone.utc
+    try:
+        return zoneinfo.ZoneInfo(text)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ConfigError(f"--timezone {text!r} is no time zone: give a name such as America/Lima, UTC, or an offset"
+                          f" such as +02:00") from error
+
+
+def _of_name(stem: str) -> RecorderFacts:
+    found = _NAME.search(stem)
+    if not found:
+        return RecorderFacts()
+    place = _NAME_PLACE.search(stem)
+    started = _parse("%Y%m%d%H%M%S", found[2] + found[3])
+    if started is None:  # digits that are no date: not a recorder's name
+        return RecorderFacts()
+    zone = found[4]
+    if zone == "Z":
+        started = started.replace(tzinfo=timezone.utc)
+    elif zone and int(zone[1:3]) < 24:  # what follows a time need not be an offset
+        started = started.replace(tzinfo=timezone(_offset(zone[0], zone[1:3], zone[3:])))
+    return RecorderFacts(started=started, recorder_id=(found[1] or "").rstrip("_-"),
+                         latitude=float(place[1]) if place else None, longitude=float(place[2]) if place else None)
+
+
+def _of_audiomoth(text: str) -> RecorderFacts:
+    found = _AUDIOMOTH_COMMENT.search(text)
+    if not found:
+        return RecorderFacts()
+    hours = found[3] or "+0"
+    offset = _offset(hours[0], hours[1:], found[4] or "0")
+    naive = _parse("%d/%m/%Y %H:%M:%S", f"{found[2]} {found[1]}")
+    started = naive.replace(tzinfo=timezone(offset)) if naive and abs(offset) < timedelta(days=1) else None
+    return RecorderFacts(started=started, recorder_id=found[5] or "", gain=found[6] or found[7] or "",
+                         temperature_c=float(found[8]) if found[8] else None)
+
+
+def _of_guano(text: str) -> RecorderFacts:
+    fields = dict(reversed(_GUANO_LINE.findall(text)))
+    started, place = None, fields.get("Loc Position", "").replace(",", " ").split()
+    if found := _GUANO_TIME.match(fields.get("Timestamp", "")):
+        zone = (found[3] or "").replace("Z", "+0000").replace(":", "")
+        started = _parse("%Y-%m-%d %H:%M:%S" + ("%z" if zone else ""), f"{found[1]} {found[2]}{zone}")
+    numbers = [_number(value) for value in place] if len(place) == 2 else [None, None]
+    temperature = _number(fields.get("Temperature Ext", "")), _number(fields.get("Temperature Int", ""))
+    return RecorderFacts(started=started, recorder_id=fields.get("Serial", ""), site=fields.get("Site Name", ""),
+                         latitude=numbers[0], longitude=numbers[1], gain=fields.get("Gain", ""),
+                         temperature_c=next((value for value in temperature if value is not None), None))
+
+
+def _text_from(data: bytes, beginning: bytes) -> str:
+    """Return the text that begins so, to the end of its chunk."""
+    place = data.find(beginning)
+    if place < 0:
+        return ""
+    size = int.from_bytes(data[place - 4:place], "little") if data[place - 8:place - 4] == b"guan" else _MOST_BYTES
+    return data[place:place + min(size, _MOST_BYTES)].decode("utf-8", errors="replace")
 
 
 def _metadata_bytes(path: str | os.PathLike) -> bytes:
@@ -38,12 +168,26 @@ def _metadata_bytes(path: str | os.PathLike) -> bytes:
         if not head.startswith((b"RIFF", b"RF64")):
             return b""
         size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, size - _HEADER_BYTES))
-        return head + stream.read()
+        stream.seek(max(_HEADER_BYTES, size - _HEADER_BYTES))
+        return head + b"\n" + stream.read()
+
+
+def _offset(sign: str, hours: str, minutes: str) -> timedelta:
+    size = timedelta(hours=int(hours), minutes=int(minutes))
+    return -size if sign == "-" else size
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if abs(value) < 1000 else None  # NaN and infinity neither
 
 
 def _parse(pattern: str, text: str) -> datetime | None:
     try:
-        return datetime.strptime(text, pattern)
+        moment = datetime.strptime(text, pattern)
     except ValueError:  # a damaged date is the same as none
         return None
+    return moment if moment.year >= _FIRST_YEAR else None

@@ -5,20 +5,19 @@ Memory does not grow with the recording. Both preprocessing and prediction read 
 """
 
 import logging
+import math
 import os
-import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-import soundfile as sf
 import soxr
 
-from models.errors import AudioError, ConfigError
-from utils.audio.ffmpeg import FORMATS, FfmpegStream
+from models.errors import AudioError
+from utils.audio.ffmpeg import FORMATS
+from utils.audio.streams import FileObject, Samples, Stream, open_stream
 from utils.audio.windows import Part, PartCutter, Window
 
 logger = logging.getLogger(__name__)
@@ -31,31 +30,9 @@ _BLOCK_VALUES = 1 << 15
 _LOWEST_RATE, _HIGHEST_RATE = 100, 20_000_000  # Hz: whales and bats lie between, damaged headers do not
 _LARGEST_SAMPLE = 1e12  # integers of 32 bits pass that were stored as floats; their power still is a float32
 WHOLE = ((0, None),)
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """A recording that is already in memory.
-
-    Parameters
-    ----------
-    values : numpy.ndarray
-        Floating point ``(n_samples,)`` or ``(n_samples, n_channels)`` in [-1, 1].
-    sample_rate : int
-        Hz.
-    name : str
-        What records and messages call it.
-    """
-
-    values: np.ndarray
-    sample_rate: int
-    name: str = "samples"
-
-    def __post_init__(self) -> None:
-        if (self.values.ndim not in (1, 2) or 0 in self.values.shape[1:]
-                or not np.issubdtype(self.values.dtype, np.floating)):
-            raise ConfigError(f"samples must be floating point (n_samples,) or (n_samples, n_channels) in [-1, 1], got"
-                              f" {self.values.dtype} {self.values.shape}: divide integers by their largest value")
+# what a resampler that begins in the middle of a recording must have heard before it gives the same samples as one that
+# began with it: samples of its own rate, and frames of the recording's
+_LEAD_SAMPLES, _LEAD_FRAMES = 1024, 256
 
 
 @dataclass(frozen=True)
@@ -87,7 +64,8 @@ def find_recordings(folder: str | os.PathLike[str]) -> list[Path]:
     Symbolic links to folders are followed, each real folder once. Hidden files and folders (names that begin with a
     dot, such as macOS's ``._clip.wav``) are passed over. A folder that cannot be read is told as a warning.
     """
-    found, seen = [], set()
+    found: list[str] = []
+    seen = set()
     for parent, folders, names in os.walk(os.fspath(folder), followlinks=True, onerror=_tell_unreadable):
         real = os.path.realpath(parent)
         if real in seen:
@@ -95,9 +73,10 @@ def find_recordings(folder: str | os.PathLike[str]) -> list[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(parent, name) for name in names
-                  if not name.startswith(".") and Path(name).suffix.lower() in AUDIO_EXTENSIONS]
-    return sorted(found)
+        found += [os.path.join(parent, name) for name in names
+                  if not name.startswith(".") and os.path.splitext(name)[1].lower() in AUDIO_EXTENSIONS]
+    # by folder and name; sorted as text, for a path that is compared keeps its parts for ever
+    return [Path(path) for path in sorted(found, key=lambda path: path.split(os.sep))]
 
 
 def _tell_unreadable(error: OSError) -> None:
@@ -110,10 +89,10 @@ class RecordingReader:
 
     Parameters
     ----------
-    recording : path-like or Samples
+    recording : path-like, Samples or FileObject
         A file, or what stands for one.
-    sample_rate : int
-        Rate of the samples it yields, in Hz.
+    sample_rate : int or None
+        Rate of the samples it yields, in Hz; the recording's own when None.
     on_block : callable, optional
         Called for every block that was decoded: a sign of life, however little a block gives.
 
@@ -121,6 +100,10 @@ class RecordingReader:
     ----------
     native_sample_rate, channels : int
         As stored in the file.
+    can_seek : bool
+        Whether reading may begin anywhere without reading what comes before.
+    n_samples : int or None
+        Length at ``sample_rate`` as the header has it, which may be wrong; None where it does not tell.
     damage : str
         Where and why the recording breaks off, once ``blocks`` is exhausted; empty where it is whole.
 
@@ -130,18 +113,19 @@ class RecordingReader:
         ``empty``, ``corrupt``, ``unsupported`` or ``timeout``, with the reason.
     """
 
-    def __init__(self, recording: str | os.PathLike | Samples, *, sample_rate: int,
+    def __init__(self, recording: str | os.PathLike | Samples | FileObject, *, sample_rate: int | None,
                  on_block: Callable[[], None] | None = None) -> None:
-        self.path = Path(recording.name if isinstance(recording, Samples) else recording)
-        self.sample_rate = sample_rate
+        self.path = Path(recording.name if isinstance(recording, (Samples, FileObject)) else recording)
         self.damage = ""
         self._on_block = on_block
         self._frames_read = 0
         try:
-            self._source: _Stream = _ArrayStream(recording) if isinstance(recording, Samples) else _open(self.path)
+            self._source: Stream = open_stream(recording)
         except AudioError as error:
             raise AudioError(f"{self.path} {error}", status=error.status) from error
         self.native_sample_rate, self.channels = self._source.sample_rate, self._source.channels
+        self.sample_rate = sample_rate or self.native_sample_rate
+        self.can_seek = self._source.can_seek
         if not _LOWEST_RATE <= self.native_sample_rate <= _HIGHEST_RATE:
             self._source.close()
             raise AudioError(f"{self.path} says it has {self.native_sample_rate} samples a second, {_LOWEST_RATE} to"
@@ -159,10 +143,23 @@ class RecordingReader:
         """Seconds decoded so far; the recording's exact length once ``blocks`` is exhausted."""
         return self._frames_read / self.native_sample_rate
 
-    def blocks(self) -> Iterator[np.ndarray]:
+    @property
+    def n_samples(self) -> int | None:
+        """Samples that the header promises, at ``sample_rate``."""
+        n_frames = self._source.n_frames
+        return None if n_frames is None else math.ceil(n_frames * self.sample_rate / self.native_sample_rate)
+
+    def blocks(self, *, start: int = 0) -> Iterator[np.ndarray]:
         """Yield the recording in order.
 
-        A recording that breaks off after some sound ends there, and ``damage`` tells.
+        A recording that breaks off after some sound ends there, and ``damage`` tells. Where it can be sought in, what
+        comes before ``start`` is not read; the samples are those of a reading from the beginning but for the rounding
+        of float32.
+
+        Parameters
+        ----------
+        start : int
+            First sample to yield, at ``sample_rate``.
 
         Yields
         ------
@@ -178,20 +175,46 @@ class RecordingReader:
         resampler = None
         if self.native_sample_rate != self.sample_rate:
             resampler = soxr.ResampleStream(self.native_sample_rate, self.sample_rate, 1, dtype="float32")
+        try:
+            position = self._seek(start)  # of the next sample, at sample_rate
+        except AudioError as error:  # the header promises what is not there
+            self.damage = self._breaks_off(error)
+            return
+        n_dropped = start - position
         for block in self._native_blocks():
-            mono = block.mean(axis=1)
+            mono = block[:, 0] if self.channels == 1 else block.mean(axis=1)
             if not np.abs(mono).max() < _LARGEST_SAMPLE:  # what NaN is not either
                 raise AudioError(f"{self.path} holds samples that are not numbers (NaN, infinity or beyond"
                                  f" {_LARGEST_SAMPLE:g}): copy it from the recorder again", status="corrupt")
-            yield mono if resampler is None else resampler.resample_chunk(mono)
+            samples = mono if resampler is None else resampler.resample_chunk(mono)
+            position += len(samples)
+            yield samples[n_dropped:]
+            n_dropped = max(0, n_dropped - len(samples))
         if self._frames_read == 0:
             raise AudioError(f"{self.path} holds a header but no samples: copy it from the recorder again, or leave"
                              f" it out", status="empty")
         if resampler is not None:
-            yield resampler.resample_chunk(np.empty(0, dtype=np.float32), last=True)
+            # rounded half down: the resampler itself rounds half a sample this way or that
+            n_left = -((self.native_sample_rate - 2 * self._frames_read * self.sample_rate)
+                       // (2 * self.native_sample_rate)) - position
+            rest = resampler.resample_chunk(np.empty(0, dtype=np.float32), last=True)
+            yield rest[n_dropped:max(n_left, 0)]
+
+    def _seek(self, start: int) -> int:
+        """Go to where reading must begin so that ``start`` and all after it come out right; return that sample."""
+        if not start or not self.can_seek:
+            return 0
+        # a place that both rates have a sample at
+        common = math.gcd(self.native_sample_rate, self.sample_rate)
+        frames, samples = self.native_sample_rate // common, self.sample_rate // common
+        lead = 0 if frames == samples else _LEAD_SAMPLES + _LEAD_FRAMES * samples // frames
+        number = max(0, start - lead) // samples
+        self._frames_read = number * frames
+        self._source.seek(number * frames)
+        return number * samples
 
     def windows(self, *, segment_samples: int, hop_samples: int, least_new_samples: int,
-                parts: Sequence[Part] = WHOLE) -> Iterator[Window]:
+                parts: Sequence[Part] = WHOLE, first_window: int = 0) -> Iterator[Window]:
         """Cut the recording, or parts of it, into windows as ``models.audio_frontend.segment_starts`` places them.
 
         One pass over the recording, whatever the parts are; it is always read to its end, so that its length is exact
@@ -203,19 +226,22 @@ class RecordingReader:
             Window length, distance, and what a last window must add, in samples at ``sample_rate``.
         parts : sequence of (int, int or None)
             First sample and the one after the last; None is the end of the recording. They may overlap.
+        first_window : int
+            Number of the window to begin with, in each part. What lies before it is not read where that can be sought.
 
         Yields
         ------
         Window
             In order within a part, parts as they pass. A part wholly after the end gives none.
         """
-        waiting = deque(sorted((PartCutter(index, first, end, segment_samples, hop_samples, least_new_samples)
-                                for index, (first, end) in enumerate(parts)), key=lambda cutter: cutter.first))
+        waiting = deque(sorted((PartCutter(index, first, end, segment_samples, hop_samples, least_new_samples,
+                                           first_window=first_window)
+                                for index, (first, end) in enumerate(parts)), key=lambda cutter: cutter.needed_from))
         under_way: list[PartCutter] = []
-        position = 0
-        for block in self.blocks():
+        position = waiting[0].needed_from if first_window else 0
+        for block in self.blocks(start=position):
             end = position + len(block)
-            while waiting and waiting[0].first < end:
+            while waiting and waiting[0].needed_from < end:
                 under_way.append(waiting.popleft())
             for cutter in under_way:
                 yield from cutter.feed(position, block)
@@ -225,6 +251,10 @@ class RecordingReader:
             position = end
         for cutter in under_way:
             yield from cutter.finish()
+
+    def _breaks_off(self, error: AudioError) -> str:
+        return (f"{self.path} breaks off after {self.duration_seconds:.1f} s ({error}): what comes before is used; copy"
+                f" it from the recorder again for the rest")
 
     def _native_blocks(self) -> Iterator[np.ndarray]:
         # as many frames as give a block of the usual size, whatever the header says of rate and channels
@@ -236,8 +266,7 @@ class RecordingReader:
             except AudioError as error:
                 if error.status == "timeout" or self._frames_read == 0:
                     raise AudioError(f"{self.path} {error}", status=error.status) from error
-                self.damage = (f"{self.path} breaks off after {self.duration_seconds:.1f} s ({error}): what comes"
-                               f" before is used; copy it from the recorder again for the rest")
+                self.damage = self._breaks_off(error)
                 return
             if block is None:
                 return
@@ -245,88 +274,6 @@ class RecordingReader:
             if self._on_block is not None:
                 self._on_block()
             yield block
-
-
-class _Stream(Protocol):
-    """Where the samples of a recording come from; an ``AudioError`` of it is worded to follow the file's name."""
-
-    sample_rate: int
-    channels: int
-
-    def blocks(self, n_frames: int) -> Iterator[np.ndarray]:
-        """Yield float32 ``(n, channels)`` in order, ``n`` in 1..n_frames."""
-
-    def close(self) -> None:
-        """Let go of the file."""
-
-
-class _ArrayStream:
-    """Samples in memory."""
-
-    def __init__(self, recording: Samples) -> None:
-        self._values = recording.values[:, None] if recording.values.ndim == 1 else recording.values
-        self.sample_rate, self.channels = recording.sample_rate, self._values.shape[1]
-
-    def blocks(self, n_frames: int) -> Iterator[np.ndarray]:
-        for first in range(0, len(self._values), n_frames):
-            yield self._values[first:first + n_frames].astype(np.float32)
-
-    def close(self) -> None:
-        pass
-
-
-class _ForwardSoundFile(sf.SoundFile):
-    """A sound file that is only read on.
-
-    soundfile seeks to where it is after every read. A decoder of MP3 then begins anew, without what it keeps of the
-    frames before, so that every block would begin with a click.
-    """
-
-    def seekable(self) -> bool:
-        """Whether to seek; never."""
-        return False
-
-
-class _LibsndfileStream:
-    """A file that libsndfile reads."""
-
-    def __init__(self, path: Path) -> None:
-        # bytes: soundfile encodes a name strictly, and not every name on Linux is UTF-8
-        self._sound = _ForwardSoundFile(os.fspath(path) if os.name == "nt" else os.fsencode(path))
-        self.sample_rate, self.channels = self._sound.samplerate, self._sound.channels
-
-    def blocks(self, n_frames: int) -> Iterator[np.ndarray]:
-        while True:
-            try:
-                block = self._sound.read(n_frames, dtype="float32", always_2d=True)
-            except Exception as error:  # whatever a decoder raises is this file's
-                raise AudioError(f"cannot be decoded further: {_reason(error)}", status="corrupt") from error
-            if not len(block):
-                return
-            yield block
-
-    def close(self) -> None:
-        self._sound.close()
-
-
-def _open(path: Path) -> _Stream:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise AudioError(f"cannot be opened: {error.strerror}", status="corrupt") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise AudioError("is no file: leave it out", status="unsupported")
-    if status.st_size == 0:
-        raise AudioError("has 0 bytes: copy it from the recorder again, or leave it out", status="empty")
-    try:
-        return _LibsndfileStream(path)
-    except Exception as error:  # whatever a decoder raises is this file's, and ffmpeg may know better
-        return FfmpegStream(path, refused=_reason(error))
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "error_string", None) or str(error) or type(error).__name__
-    return text.strip().rstrip(".").splitlines()[0]
 
 
 def check_audible(path: str | os.PathLike, *, duration_seconds: float, peak: float) -> None:

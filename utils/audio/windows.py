@@ -38,17 +38,25 @@ class PartCutter:
         First sample of the part and the one after its last; None is the end of the recording.
     segment_samples, hop_samples, least_new_samples : int
         As ``models.audio_frontend.segment_starts`` takes them.
+    first_window : int
+        Number of the window to begin with; those before it are another's business.
+
+    Attributes
+    ----------
+    needed_from : int
+        First sample it must be fed: the last window may reach back by a whole window.
     """
 
     def __init__(self, index: int, first: int, end: int | None, segment_samples: int, hop_samples: int,
-                 least_new_samples: int) -> None:
+                 least_new_samples: int, *, first_window: int = 0) -> None:
         self.first = first
         self._index, self._end = index, end
         self._segment_samples, self._hop_samples = segment_samples, hop_samples
         self._least_new_samples = min(least_new_samples, hop_samples)
         self._held: deque[tuple[int, np.ndarray]] = deque()  # position and samples of blocks not yet done with
-        self._next_start = first
-        self._held_end = first
+        self._next_start = first + first_window * hop_samples
+        self.needed_from = max(first, self._next_start - segment_samples)
+        self._held_end = self.needed_from
 
     def is_over(self, position: int) -> bool:
         """Whether nothing of the part lies at or after a position of the recording."""
@@ -56,7 +64,7 @@ class PartCutter:
 
     def feed(self, position: int, block: np.ndarray) -> Iterator[Window]:
         """Take the next block, which begins at ``position``, and yield the windows that are certain now."""
-        low = max(self.first - position, 0)
+        low = max(self.needed_from - position, 0)
         high = len(block) if self._end is None else min(self._end - position, len(block))
         if high <= low:
             return
@@ -74,7 +82,7 @@ class PartCutter:
     def finish(self) -> Iterator[Window]:
         """Yield the last window, moved back to end with the part, if it adds something worth having."""
         last = max(self.first, self._held_end - self._segment_samples)
-        if self._held_end == self.first:
+        if self._held_end == self.needed_from:
             return
         if self._next_start > self.first and last - (self._next_start - self._hop_samples) < self._least_new_samples:
             return

@@ -17,7 +17,8 @@ from scipy import special
 from models.audio_frontend import LogMelFrontend
 from models.efficientnet_config import FrontendConfig
 from models.errors import CheckpointError, ConfigError
-from utils.networks.backends import TorchBackend
+from utils.networks.conversions import onnx_errors
+from utils.networks.torch_backend import TorchBackend
 from utils.running.devices import resolve_device
 from utils.storage.checkpoints import load_model
 from utils.storage.files import file_sha256, read_json
@@ -30,9 +31,6 @@ _PROBABILITY_ROUNDING = 1e-3  # beyond 0..1 that is rounding in half precision, 
 _KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
     str: ("text", (str,)), str | None: ("text or null", (str, type(None))), int: ("a whole number", (int,)),
     float: ("a number", (int, float)), Mapping | None: ("an object or null", (Mapping, type(None)))}
-# what ONNX Runtime raises for a file or for an input; they share no base but Exception
-_ONNX_ERRORS = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile",
-                "NotImplemented", "RuntimeException")
 
 
 @dataclass(frozen=True)
@@ -206,8 +204,7 @@ class OnnxTeacher:
         self.description = read_description(path.with_suffix(".json"))
         self.sha256 = file_sha256(path)
         self._path = path
-        state = onnxruntime.capi.onnxruntime_pybind11_state
-        self._errors = tuple(getattr(state, name) for name in _ONNX_ERRORS)
+        self._errors = onnx_errors()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = n_threads
         wanted = ["CPUExecutionProvider"]
@@ -284,7 +281,7 @@ class CheckpointTeacher:
     """
 
     def __init__(self, path: Path, *, device: str = "auto") -> None:
-        self._backend = TorchBackend(load_model(path), resolve_device(device))
+        self._backend = TorchBackend(load_model(path), resolve_device(device), precision="float32")
         model = self._backend.description
         self.sha256 = model.sha256
         self._frontend = LogMelFrontend(model.frontend)

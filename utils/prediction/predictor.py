@@ -1,55 +1,78 @@
 """The predictor: a trained model and audio in, records out.
 
-Windows flow from the workers that read recordings through the network in batches that span files. Order is that of
-the input, so a result depends neither on workers nor on what else is in the run; memory does not grow with a recording.
+Windows flow from whoever reads recordings through the network in batches. Where windows and batches begin depends on
+the settings alone, so a result depends neither on workers nor on what else is in the run; memory does not grow with a
+recording, but for its scores.
 """
 
 import functools
+import io
+import itertools
 import os
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from models.audio_frontend import cached_frontend
 from models.classes import DecisionRules
+from models.efficientnet_config import DEFAULT_CLASS_NAMES
 from models.errors import AudioError, ConfigError
-from utils.audio.recordings import Outcome, RecordingReader, Samples
+from utils.audio.recorders import parse_timezone
+from utils.audio.recordings import Outcome, RecordingReader
+from utils.audio.streams import FileObject, Samples
 from utils.audio.windows import Part
-from utils.networks.backends import Backend, load_backend
-from utils.prediction.reading_ahead import ReadingPlan, Recording, RecordingRead, WindowRead, read_recording
-from utils.prediction.records import (PredictedRecording, PredictionSettings, RecordMaker, ScoredRecording,
-                                      ScoredSegment)
-from utils.running.parallel import Executor, Lost, ThisProcess
-from utils.storage.config_files import read_config
+from utils.networks.backends import Backend
+from utils.networks.opening import plan_backend
+from utils.prediction.detections import join
+from utils.prediction.records import (Answer, PredictedRecording, PredictionSettings, RecordMaker, ScoredRecording,
+                                      conclude)
+from utils.prediction.scores import scoring_key
+from utils.prediction.scoring import ReadAndScore, Scorer, SpanScores
+from utils.prediction.spans import Failed, Opened, ReadingPlan, Recording, SpanJob, name_of, read_spans
+from utils.running.hardware import default_threads
+from utils.running.parallel import Done, Executor, LocalProcesses, Lost, ThisProcess
+from utils.storage.config_files import read_config, settings_in_file
 from utils.storage.names import name_to_text
+
+_HERE = ThisProcess()
+_MOST_SHARES = 4  # each decodes all of the recording
+SCORE_TOLERANCE = 1e-4  # of a probability: what batches, workers, and the back ends in float32 may change
 
 
 class EfficientNetPredictor:
     """Classifies recordings with a trained model.
 
-    A predictor never changes once it is made, so several threads may use one.
+    A predictor never changes once it is made: any number of threads may share one. It closes what it opens, prints
+    nothing, and holds of a recording no more than a block of samples and the scores.
 
     Parameters
     ----------
     model_path : path-like
-        A ``.pth`` that ``train_efficientnet.py`` wrote, or NightScan 1's ResNet18.
+        A ``.pth`` that ``train_efficientnet.py`` wrote, an exported ``.onnx``, or NightScan 1's ResNet18.
     config_path : path-like, optional
         A JSON config whose ``thresholds`` and ``reject_class`` replace the model's. The front end is always the
-        checkpoint's.
+        model's.
     device : str
         As ``--device``.
-    batch_size : int
-        Windows per pass through the network.
+    backend : str
+        As ``--backend``: ``auto``, ``torch``, ``onnx`` or ``openvino``.
+    precision : str, optional
+        As ``--precision``: ``float32``, ``bf16`` or ``int8``.
+    batch_size : int, optional
+        Windows per pass through the network; what the back end is quickest with when None.
     class_names : sequence of str, optional
         Names of the outputs of a NightScan 1 file.
     settings : PredictionSettings, optional
         What to report.
     executor : Executor, optional
-        Where recordings are decoded; in this process when None. ``LocalProcesses`` reads ahead and survives a decoder
-        that crashes or hangs.
+        Where recordings are decoded; in this process when None. ``LocalProcesses`` uses all cores and survives a
+        decoder that crashes or hangs.
+    with_embeddings : bool
+        Keep embeddings of what is scored.
 
     Attributes
     ----------
@@ -71,26 +94,46 @@ class EfficientNetPredictor:
     """
 
     def __init__(self, model_path: str | os.PathLike, config_path: str | os.PathLike | None = None, *,
-                 device: str = "auto", batch_size: int = 32, class_names: Sequence[str] | None = None,
-                 settings: PredictionSettings | None = None, executor: Executor | None = None) -> None:
-        self.backend: Backend = load_backend(model_path, device=device, class_names=class_names)
-        self.model = self.backend.description
-        self.settings = settings or PredictionSettings()
-        self.batch_size = batch_size
+                 device: str = "auto", backend: str = "auto", precision: str | None = None,
+                 batch_size: int | None = None, class_names: Sequence[str] | None = None,
+                 settings: PredictionSettings | None = None, executor: Executor | None = None,
+                 with_embeddings: bool = False) -> None:
+        self._backend_plan = plan_backend(model_path, device=device, class_names=class_names, backend=backend,
+                                          precision=precision)
         self._executor: Executor = executor or ThisProcess()
-        self._rules = (self.model.rules if config_path is None
-                       else DecisionRules.of_config(read_config(config_path), self.model.classes))
+        self._in_workers = isinstance(self._executor, LocalProcesses) and self._backend_plan.is_light
+        self.model = self._backend_plan.description() if self._in_workers else self.backend.description
+        self.settings = settings or PredictionSettings()
+        self._with_embeddings = with_embeddings
+        self._batch_size = batch_size
+        self._zone = parse_timezone(self.settings.timezone) if self.settings.timezone else None
+        self._rules = self.model.rules if config_path is None else self._rules_in(config_path)
+        self.plan = self._make_plan()
         rules = DecisionRules(self.thresholds(), self._rules.reject_class)
-        self._records = RecordMaker(self.model, rules, self.settings)
-        self._plan = self._make_plan()
+        self.records = RecordMaker(self.model, rules, self.settings, self.plan)
 
-    def predict_single(self, path: str | os.PathLike) -> dict:
-        """Return the record of one file over its whole length.
+    @functools.cached_property
+    def backend(self) -> Backend:
+        """The network; loaded here only where no worker has its own."""
+        return self._backend_plan.open()
+
+    @property
+    def backend_name(self) -> str:
+        """Library, device and precision."""
+        return self._backend_plan.name() if self._in_workers else self.backend.name
+
+    @property
+    def batch_size(self) -> int:
+        """Windows per pass through the network."""
+        return self._batch_size or self.backend.batch_size
+
+    def predict_single(self, recording: str | os.PathLike | BinaryIO) -> dict:
+        """Return the record of one recording over its whole length.
 
         Parameters
         ----------
-        path : path-like
-            A recording.
+        recording : path-like or binary file object
+            A file object is read from its beginning and stays open.
 
         Returns
         -------
@@ -101,11 +144,11 @@ class EfficientNetPredictor:
         Raises
         ------
         AudioError
-            If the file cannot be used.
+            If it cannot be used.
         ConfigError
             If the settings ask for segments.
         """
-        return self._single(Path(path))
+        return self._single(_recording(recording))
 
     def predict_samples(self, samples: np.ndarray, *, sample_rate: int, name: str = "samples") -> dict:
         """Return the record of a recording in memory.
@@ -133,27 +176,72 @@ class EfficientNetPredictor:
         """
         return self._single(Samples(np.asarray(samples), sample_rate, name))
 
-    def predict_segments(self, path: str | os.PathLike) -> list[dict]:
-        """Return one record per segment of a file, as ``--segment_mode`` does; raises AudioError."""
-        return self._records.segment_records(self._score_one(Path(path)))
+    def predict_segments(self, recording: str | os.PathLike | BinaryIO) -> list[dict]:
+        """Return one record per segment of a recording, or per detection where the settings join segments.
 
-    def predict_batch(self, paths: Iterable[str | os.PathLike]) -> list[dict]:
-        """Return one record per file, in order; for a file that cannot be used ``file_path, status, error``."""
+        Raises
+        ------
+        AudioError
+            If it cannot be used.
+        """
+        scored = self._score_one(_recording(recording))
+        return [self.records.segment_record(scored, answer) for answer in self._segment_answers(scored)]
+
+    def predict_batch(self, recordings: Iterable[str | os.PathLike | BinaryIO]) -> list[dict]:
+        """Return one record per recording, in order; batches of the network are filled across them.
+
+        For one that cannot be used: ``file_path, status, error``.
+        """
         self._refuse_segments()
         return [predicted.records[0] if predicted.records else predicted.error_record()
-                for predicted in self.predict_files(Path(path) for path in paths)]
+                for predicted in self.predict_files(recordings)]
 
-    def predict_files(self, paths: Iterable[Path]) -> Iterator[PredictedRecording]:
-        """Yield what is reported of each file, in order, as the settings ask: per file or per segment.
+    def predict_files(self, recordings: Iterable[str | os.PathLike | BinaryIO]) -> Iterator[PredictedRecording]:
+        """Yield what is reported of each recording, in order, as the settings ask: per file or per segment.
 
-        A file is yielded as soon as its last window and those of the files before it are scored.
+        A recording is yielded as soon as its last window and those of the recordings before it are scored.
         """
-        for recording in self._score(paths):
-            records = []
-            if recording.outcome.status == "ok":
-                records = (self._records.segment_records(recording) if self.settings.segment_mode
-                           else [self._records.file_record(recording)])
-            yield PredictedRecording(name_to_text(recording.name), recording.outcome, records)
+        for scored in self._score_in_order(map(_recording, recordings)):
+            records: list[dict] = []
+            if scored.outcome.status == "ok" and self.settings.segment_mode:
+                records = [self.records.segment_record(scored, answer) for answer in self.answers(scored)]
+            elif scored.outcome.status == "ok":
+                records = [self.records.file_record(scored)]
+            yield PredictedRecording(name_to_text(scored.name), scored.outcome, records)
+
+    def answers(self, scored: ScoredRecording) -> Iterator[Answer]:
+        """Return what the settings ask to be told of a recording that was scored.
+
+        Its segments, the detections that they join to, or without ``segment_mode`` the whole.
+        """
+        return self._segment_answers(scored) if self.settings.segment_mode else iter([self.records.whole(scored)])
+
+    def score(self, jobs: Iterable[SpanJob], *, executor: Executor | None = None
+              ) -> Iterator[tuple[SpanJob, Opened | SpanScores | Failed]]:
+        """Yield what comes of recordings, span by span, as it comes; those of one recording in any order.
+
+        Parameters
+        ----------
+        jobs : iterable of SpanJob
+            Taken lazily.
+        executor : Executor, optional
+            Where recordings are decoded, in place of the predictor's own.
+        """
+        for job, part in self._parts(jobs) if executor is None else self._score_here(executor, jobs):
+            if isinstance(part, Lost):
+                part = Failed(part.status, part.told_of(name_of(job.recording)))
+            if not isinstance(part, Done):
+                yield job, part
+
+    def in_zone(self, scored: ScoredRecording) -> ScoredRecording:
+        """Return a recording whose times are told in the time zone that was asked for."""
+        return replace(scored, recorder=scored.recorder.in_zone(self._zone))
+
+    def scoring_key(self) -> str:
+        """Return what stands for all that changes logits, but for the recordings."""
+        plan, backend = self.plan, self._backend_plan
+        return scoring_key(self.model.sha256, self.model.fingerprint, plan.segment_samples, plan.hop_samples,
+                           plan.n_segments_of_span, backend.library, backend.precision, backend.device)
 
     def thresholds(self) -> dict[str, float]:
         """Return the probability each class must reach, as the settings and the config have it."""
@@ -203,12 +291,29 @@ class EfficientNetPredictor:
         ConfigError
             If the GPU's memory does not hold a batch.
         """
-        return np.concatenate([self.backend.run(log_mels[first:first + self.batch_size]).logits
-                               for first in range(0, len(log_mels), self.batch_size)])
+        size = self.batch_size
+        return np.concatenate([self.backend.run(log_mels[first:first + size]).logits
+                               for first in range(0, len(log_mels), size)])
 
     def probabilities(self, log_mels: np.ndarray) -> np.ndarray:
         """Return calibrated probabilities of log-mels: float64 ``(n_windows, n_classes)``, rows sum to 1."""
         return self.model.calibration.probabilities(self.logits(log_mels))
+
+    def _rules_in(self, config_path: str | os.PathLike) -> DecisionRules:
+        """Return the model's rules with what a config file itself gives in their place."""
+        config, given, rules = read_config(config_path), settings_in_file(config_path), self.model.rules
+        thresholds = config.thresholds if "thresholds" in given else {}
+        names = self.model.classes.names
+        unknown = next((name for name in thresholds if name not in (*names, *DEFAULT_CLASS_NAMES)), None)
+        if unknown is not None:
+            raise ConfigError(f"thresholds[{unknown!r}] is for no class of the model ({config_path}): its classes are"
+                              f" {', '.join(names)}")
+        return DecisionRules({name: thresholds.get(name, rules.thresholds[name]) for name in names},
+                             config.reject_class if "reject_class" in given else rules.reject_class)
+
+    def _segment_answers(self, scored: ScoredRecording) -> Iterator[Answer]:
+        segments, gap = self.records.segments(scored), self.settings.merge_gap_seconds
+        return segments if gap is None else join(segments, gap_samples=round(gap * self.model.frontend.sample_rate))
 
     def _make_plan(self) -> ReadingPlan:
         frontend, settings = self.model.frontend, self.settings
@@ -216,16 +321,32 @@ class EfficientNetPredictor:
         if not 0 <= settings.segment_overlap_ms < duration_ms:
             raise ConfigError(f"segment_overlap must be in 0..{duration_ms} ms (segment_duration excluded), got"
                               f" {settings.segment_overlap_ms} ms")
+        if settings.merge_gap_seconds is not None and not settings.segment_mode:
+            raise ConfigError("merge_gap joins segments: ask for them with segment_mode")
         segment_samples = max(1, round(frontend.sample_rate * duration_ms / 1000))
         overlap_samples = round(frontend.sample_rate * settings.segment_overlap_ms / 1000)
         return ReadingPlan(frontend, segment_samples, max(1, segment_samples - overlap_samples))
 
+    def _parts(self, jobs: Iterable[SpanJob]) -> Iterator[tuple[SpanJob, Any]]:
+        if self._in_workers:
+            assert isinstance(self._executor, LocalProcesses)
+            n_threads = max(1, default_threads() // self._executor.n_workers)
+            plan = replace(self.plan, n_shares=min(self._executor.n_workers, _MOST_SHARES))
+            work = ReadAndScore(plan, self._backend_plan, n_threads, self._batch_size, self._with_embeddings)
+            return self._executor.stream(work, jobs, in_order=False)
+        return self._score_here(self._executor, jobs)
+
+    def _score_here(self, executor: Executor, jobs: Iterable[SpanJob]) -> Iterator[tuple[SpanJob, Any]]:
+        scorer = Scorer(self.backend, batch_size=self.batch_size, with_embeddings=self._with_embeddings,
+                        across_spans=True)
+        return scorer.score(executor.stream(functools.partial(read_spans, self.plan), jobs, in_order=True))
+
     def _single(self, recording: Recording) -> dict:
         self._refuse_segments()
-        return self._records.file_record(self._score_one(recording))
+        return self.records.file_record(self._score_one(recording))
 
     def _score_one(self, recording: Recording) -> ScoredRecording:
-        scored = next(self._score([recording]))
+        scored = next(self._score_in_order([recording]))
         if scored.outcome.status != "ok":
             raise AudioError(scored.outcome.reason, status=scored.outcome.status)
         return scored
@@ -235,50 +356,79 @@ class EfficientNetPredictor:
             raise ConfigError("segment_mode gives several records a file: use predict_segments, or settings without"
                               " segment_mode")
 
-    def _score(self, recordings: Iterable[Recording]) -> Iterator[ScoredRecording]:
-        """Yield scored recordings in order, filling batches across them."""
-        unfinished: deque[ScoredRecording] = deque()  # the last one is being read, those before wait for a batch
-        held: list[tuple[ScoredRecording, WindowRead]] = []
-        work = functools.partial(read_recording, self._plan)
-        current: ScoredRecording | None = None
-        for recording, part in self._executor.stream(work, recordings, in_order=True):
-            if current is None:
-                current = ScoredRecording(recording.name if isinstance(recording, Samples) else str(recording))
-                unfinished.append(current)
-            if isinstance(part, WindowRead):
-                held.append((current, part))
-                if len(held) == self.batch_size:
-                    self._run_batch(held)
-                    held = []
-                    while unfinished[0] is not current:
-                        yield unfinished.popleft()
-                continue
-            if isinstance(part, RecordingRead):
-                current.outcome, current.recorded_at = part.outcome, part.recorded_at
-                current.seconds_spent += part.seconds_spent
-                continue
-            if isinstance(part, Lost):
-                current.outcome = Outcome(part.status, part.told_of(current.name))
-            if current.outcome.status != "ok":
-                held = [(owner, window) for owner, window in held if owner is not current]
-            current = None
-            if not held:
-                yield from _all_of(unfinished)
-        if held:
-            self._run_batch(held)
-        yield from _all_of(unfinished)
+    def _score_in_order(self, recordings: Iterable[Recording]) -> Iterator[ScoredRecording]:
+        """Yield recordings in the order they were given, their scores in memory."""
+        for executor, some in itertools.groupby(recordings, key=self._executor_for):
+            yield from self._gathered(executor, some)
 
-    def _run_batch(self, held: Sequence[tuple[ScoredRecording, WindowRead]]) -> None:
-        started = time.perf_counter()
-        logits = self.logits(np.stack([window.log_mel for _, window in held]))
-        share = (time.perf_counter() - started) / len(held)
-        for (recording, window), row in zip(held, logits, strict=True):
-            if window.segment == len(recording.segments):
-                recording.segments.append(ScoredSegment(window.start, window.end))
-            recording.segments[window.segment].logits.append(row)
-            recording.seconds_spent += share
+    def _executor_for(self, recording: Recording) -> Executor | None:
+        """Return the executor for a recording, None for the predictor's own: only a path can be sent elsewhere."""
+        return None if isinstance(recording, Path) else _HERE
+
+    def _gathered(self, executor: Executor | None, recordings: Iterable[Recording]) -> Iterator[ScoredRecording]:
+        waiting: deque[_Gathered] = deque()
+        by_index: dict[int, _Gathered] = {}
+
+        def jobs() -> Iterator[SpanJob]:
+            for index, recording in enumerate(recordings):
+                by_index[index] = _Gathered(recording)
+                waiting.append(by_index[index])
+                yield SpanJob(recording, index)
+
+        for job, part in self.score(jobs(), executor=executor):
+            if job.index in by_index:
+                by_index[job.index].add(part)
+                if by_index[job.index].scored() is not None:
+                    del by_index[job.index]
+            while waiting and (scored := waiting[0].scored()) is not None:
+                yield self.in_zone(scored)
+                waiting.popleft()
 
 
-def _all_of(recordings: deque[ScoredRecording]) -> Iterator[ScoredRecording]:
-    while recordings:
-        yield recordings.popleft()
+@dataclass(eq=False)
+class _Gathered:
+    """What has come of a recording so far."""
+
+    recording: Recording
+    opened: Opened | None = None
+    failed: Failed | None = None
+    spans: dict[int, SpanScores] = field(default_factory=dict)
+    result: ScoredRecording | None = None
+
+    def add(self, part: Opened | SpanScores | Failed) -> None:
+        if isinstance(part, Opened):
+            self.opened = part
+        elif isinstance(part, Failed):
+            self.failed = part
+        else:
+            self.spans[part.span.number] = part
+
+    def scored(self) -> ScoredRecording | None:
+        """Return the recording, or None as long as something is missing."""
+        name = name_of(self.recording)
+        if self.result is None and self.failed is not None:
+            self.result = ScoredRecording(name, Outcome(self.failed.status, self.failed.reason))
+        elif self.result is None and self.opened is not None:
+            ended = any(scores.span.end is not None for scores in self.spans.values())
+            self.result = conclude(name, self.opened, self._in_order) if ended else None
+        return self.result
+
+    def _in_order(self) -> Iterator[SpanScores]:
+        for number in range(len(self.spans)):
+            scores = self.spans.get(number)
+            if scores is None:
+                return
+            yield scores
+            if scores.span.end is not None:
+                return
+
+
+def _recording(given: str | os.PathLike | BinaryIO | Recording) -> Recording:
+    if isinstance(given, (Path, Samples, FileObject)):
+        return given
+    if isinstance(given, (str, os.PathLike)):
+        return Path(given)
+    if isinstance(given, io.IOBase) or hasattr(given, "read") and hasattr(given, "seek"):
+        return FileObject(given, str(getattr(given, "name", "file object")))
+    raise ConfigError(f"a recording must be a path or a binary file object, got {type(given).__name__}: samples go to"
+                      f" predict_samples")

@@ -1,31 +1,102 @@
-"""A prediction run: inputs found, results gathered, resumable."""
+"""A prediction run: recordings are scored into a journal, and results are made from that alone.
 
+A run that was stopped goes on where it was. One that is asked for again with other thresholds, joins or formats makes
+its results anew without scoring anything twice.
+"""
+
+import contextlib
 import logging
 import os
+import shutil
+import tempfile
 import time
+import zipfile
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import TextIO
+
+import numpy as np
 
 from models.errors import AudioError, ConfigError
 from utils.audio.recordings import AUDIO_EXTENSIONS, find_recordings
-from utils.prediction.outputs import journal_path, results_name, write_results
+from utils.prediction.clips import Clip, write_clips
+from utils.prediction.outputs import (FORMATS, RECORDINGS, JsonWriter, ResultsHead, Writer, journal_path, output_path,
+                                      results_name)
 from utils.prediction.predictor import EfficientNetPredictor
-from utils.prediction.records import PredictedRecording
-from utils.running.progress import progress
-from utils.storage.files import file_sha256, read_text
-from utils.storage.journal import Journal, settings_key
+from utils.prediction.records import ScoredRecording, segments_of
+from utils.prediction.scores import ScoreStore
+from utils.prediction.scoring import SpanScores
+from utils.prediction.spans import Failed, Opened, SpanJob
+from utils.running.parallel import Executor, Lost, run_each
+from utils.running.progress import HoursProgress, progress
+from utils.storage.files import atomic_path, read_text, remove_temporaries
+from utils.storage.journal import Journal
 from utils.storage.locks import locked
-from utils.storage.names import name_to_text, text_to_name
+from utils.storage.names import clip_id, folder_name, name_to_text, text_to_name
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+_TOLD_AFTER_SECONDS = 5.0  # by then the speed is known
+_WORTH_TELLING_SECONDS = 60.0
+_RESULT_BYTES = 300  # of a segment in a format, about
 
 
-def find_inputs(inputs: Sequence[Path]) -> list[Path]:
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings:
+    """What a run writes.
+
+    Parameters
+    ----------
+    output : Path
+        Name of the results; the formats' endings are put behind it.
+    formats : tuple of str
+        Of ``outputs.FORMATS``.
+    embeddings : Path or None
+        An ``.npz`` with the embedding of every segment.
+    clips_dir : Path or None
+        Where detections are written as WAV, in a folder for each class.
+    """
+
+    output: Path
+    formats: tuple[str, ...] = ("json",)
+    embeddings: Path | None = None
+    clips_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of a run: the summary of ``results.json``, the files, and why some recordings failed."""
+
+    summary: dict
+    written: list[Path] = field(default_factory=list)
+
+
+class PathList(Sequence[Path]):
+    """Paths of very many recordings, kept as text, which takes a tenth of the memory.
+
+    Parameters
+    ----------
+    texts : iterable of str
+        The paths.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts = list(texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, index):
+        """Return one path, or a list of them for a slice."""
+        return [Path(text) for text in self._texts[index]] if isinstance(index, slice) else Path(self._texts[index])
+
+
+def find_inputs(inputs: Sequence[Path]) -> PathList:
     """Return the recordings that files, folders and ``.txt`` lists name, each once, in order.
 
     Parameters
@@ -40,65 +111,291 @@ def find_inputs(inputs: Sequence[Path]) -> list[Path]:
     AudioError
         If nothing is found.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, None] = {}
     for path in inputs:
         if path.is_dir():
-            found.update(dict.fromkeys(find_recordings(path)))
+            found.update(dict.fromkeys(map(os.fspath, find_recordings(path))))
         elif path.suffix.lower() == ".txt" and path.is_file():
-            found.update(dict.fromkeys(_listed(path)))
+            found.update(dict.fromkeys(map(os.fspath, _listed(path))))
         elif path.exists():
-            found[path] = None
+            found[os.fspath(path)] = None
         else:
             raise ConfigError(f"--input {path} does not exist: give files, folders or a .txt list")
     if not found:
         extensions = ", ".join(sorted(AUDIO_EXTENSIONS))
         raise AudioError(f"no recordings in {', '.join(map(str, inputs))}: files ending in {extensions} are read",
                          status="empty")
-    return list(found)
+    return PathList(found)
 
 
-def predict_to_files(predictor: EfficientNetPredictor, paths: Sequence[Path], *, config_path: Path | None,
-                     output: Path, formats: Sequence[str], overwrite: bool) -> tuple[dict, list[Path]]:
-    """Predict every file and write the results.
+def predict_to_files(predictor: EfficientNetPredictor, paths: Sequence[Path], settings: OutputSettings, *,
+                     executor: Executor, overwrite: bool = False) -> RunResult:
+    """Score every recording that is not scored yet, and write the results.
 
     Parameters
     ----------
     predictor : EfficientNetPredictor
-        Model and settings.
+        Model and what to report.
     paths : sequence of Path
         From ``find_inputs``.
-    config_path : Path or None
-        What the predictor was given, for resuming.
-    output : Path
-        Name of the results; a journal beside it keeps finished files until they are written.
-    formats : sequence of str
-        Of ``outputs.FORMATS``.
+    settings : OutputSettings
+        What to write.
+    executor : Executor
+        Where clips are cut.
     overwrite : bool
-        Predict everything again instead of continuing.
+        Score everything again.
 
     Returns
     -------
-    results : dict
-        As ``predict_to_results``.
-    written : list of Path
-        The files.
+    RunResult
+        Summary and files.
 
     Raises
     ------
     ConfigError
         If another run writes the same output.
+    OSError
+        If the disk is full; what is scored is kept.
     """
-    with (locked(output.parent, output=results_name(output)),
+    output = settings.output
+    endings = [kind.ending for kind in (*FORMATS.values(), RECORDINGS)]
+    with (locked(output.parent, output=results_name(output), endings=endings),
           Journal(journal_path(output), fresh=overwrite) as journal):
-        results = _results(predictor, paths, _resumed(predictor, paths, journal, config_path))
-        written = write_results(results, output, formats)
-        journal.remove()
-    return results, written
+        for ending in (".raven", ".audacity"):
+            remove_temporaries(output_path(output, ending))
+        run = _Run(predictor, paths, journal, with_embeddings=settings.embeddings is not None)
+        run.score(n_formats=len(settings.formats))
+        result = run.write(settings)
+        if settings.clips_dir is not None:
+            result.summary["clips"] = run.cut_clips(settings.clips_dir, executor)
+            result.written.append(settings.clips_dir)
+        journal.finish()
+    return result
 
 
-def predict_to_results(predictor: EfficientNetPredictor, paths: Sequence[Path]) -> dict:
-    """Predict every file and return the content of ``results.json``: model, settings, summary, predictions, errors."""
-    return _results(predictor, paths, predictor.predict_files(paths))
+def predict_to_stream(predictor: EfficientNetPredictor, paths: Sequence[Path], stream: TextIO, *,
+                      ensure_ascii: bool = False) -> RunResult:
+    """Score every recording and write ``results.json`` to a text stream; nothing is kept to go on from."""
+    with tempfile.TemporaryDirectory() as folder, Journal(Path(folder) / "scores.jsonl", fresh=False) as journal:
+        run = _Run(predictor, paths, journal)
+        run.score(n_formats=1)
+        head = run.head()
+        writer = JsonWriter(stream, head, ensure_ascii=ensure_ascii)
+        run.feed([writer])
+        writer.finish()
+        return RunResult(dict(head.content["summary"]))
+
+
+class _Run:
+    """One pass from recordings to results."""
+
+    def __init__(self, predictor: EfficientNetPredictor, paths: Sequence[Path], journal: Journal, *,
+                 with_embeddings: bool = False) -> None:
+        self._predictor, self._paths, self._journal = predictor, paths, journal
+        self._store = ScoreStore(journal, predictor.scoring_key(), with_embeddings=with_embeddings)
+        self._keys = array("Q")  # numbers, for there may be very many
+        self._started = time.perf_counter()
+
+    # scoring
+
+    def score(self, *, n_formats: int) -> None:
+        """Score what is not scored yet, into the journal."""
+        if not self._journal.is_empty:
+            logger.info("continuing: what %s holds already is not scored again", self._journal.path)
+        bar = HoursProgress(map(_size, self._paths), description="predicting")
+        told = False
+        with contextlib.closing(bar):
+            for job, part in self._predictor.score(self._jobs(bar)):
+                self._store.add(self._paths[job.index], _key_text(self._keys[job.index]), part)
+                if isinstance(part, Opened):
+                    bar.opened(job.index, part.duration_seconds)
+                elif isinstance(part, Failed):
+                    logger.warning("%s: %s", part.status, name_to_text(part.reason))
+                else:
+                    self._scored(bar, job, part)
+                if not told and bar.elapsed_seconds > _TOLD_AFTER_SECONDS:
+                    told = True
+                    self._tell_need(bar, n_formats)
+
+    def _jobs(self, bar: HoursProgress) -> Iterator[SpanJob]:
+        for index, path in enumerate(self._paths):
+            key = self._store.key(path)
+            self._keys.append(int(key, 16))
+            job = self._store.job(path, index, key)
+            if job is None:
+                bar.skip(index)
+            else:
+                yield job
+
+    def _scored(self, bar: HoursProgress, job: SpanJob, part: SpanScores) -> None:
+        plan, span = self._predictor.plan, part.span
+        seconds = span.n_segments * plan.hop_samples / plan.frontend.sample_rate
+        if span.end is not None:
+            begins = span.number * plan.n_segments_of_span * plan.hop_samples / plan.frontend.sample_rate
+            seconds = max(seconds, span.end.duration_seconds - begins)
+            bar.ended(job.index, span.end.duration_seconds)
+        bar.scored(seconds)
+
+    def _tell_need(self, bar: HoursProgress, n_formats: int) -> None:
+        left = bar.seconds_left
+        if left is None or left < _WORTH_TELLING_SECONDS:
+            return
+        plan = self._predictor.plan
+        n_segments = bar.total_seconds * plan.frontend.sample_rate / plan.hop_samples
+        share = bar.scored_seconds / bar.total_seconds
+        needed = self._journal.path_size / share + n_segments * _RESULT_BYTES * n_formats
+        free = shutil.disk_usage(self._journal.path.parent).free
+        logger.log(logging.WARNING if needed > free else logging.INFO,
+                   "about %.1f h of audio at %.0f times real time: about %s; scores and results take about %.0f MB, and"
+                   " %.0f MB are free", bar.total_seconds / 3600, bar.speed, timedelta(seconds=round(left)),
+                   needed / 1e6, free / 1e6)
+
+    # results
+
+    def recordings(self) -> Iterator[ScoredRecording]:
+        """Yield what became of each input, in order, from the journal."""
+        for path, key in zip(self._paths, self._keys, strict=True):
+            yield self._predictor.in_zone(self._store.recording(path, _key_text(key)))
+
+    def head(self) -> ResultsHead:
+        """Return what all formats begin with; a pass over the scores."""
+        predictor = self._predictor
+        model, settings, frontend = predictor.model, predictor.settings, predictor.model.frontend
+        content = {
+            "format_version": FORMAT_VERSION,
+            "created": datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds"),
+            "model": {"path": model.path, "sha256": model.sha256, "model_name": model.model_name,
+                      "class_names": list(model.classes.names), "backend": predictor.backend_name},
+            "settings": {**asdict(settings), "thresholds": predictor.thresholds(), **model.calibration.to_dict(),
+                         "window_ms": frontend.segment_duration_ms},
+            "summary": self._summary(),
+        }
+        return ResultsHead(content, settings, model.classes.names, frontend.sample_rate, frontend.f_min,
+                           frontend.f_max, _common_folder(self._paths))
+
+    def _summary(self) -> dict:
+        statuses: Counter[str] = Counter()
+        per_class: Counter[str] = Counter()
+        n_segments = n_detections = 0
+        audio_seconds = 0.0
+        for recording in self.recordings():
+            statuses[recording.outcome.status] += 1
+            if recording.outcome.status != "ok":
+                if recording.n_segments:  # all of it was scored before it was known to hold nothing
+                    logger.warning("%s: %s", recording.outcome.status, name_to_text(recording.outcome.reason))
+                continue
+            if recording.outcome.reason:
+                logger.warning("%s", name_to_text(recording.outcome.reason))
+            audio_seconds += recording.outcome.duration_seconds or 0.0
+            n_segments += recording.n_segments
+            for answer in self._predictor.answers(recording):
+                per_class[answer.decision.predicted_class] += 1
+                n_detections += answer.decision.above_threshold
+        n_ok = statuses.pop("ok", 0)
+        return {"files": len(self._paths), "ok": n_ok, "failed": statuses.total(),
+                "failures": dict(statuses.most_common()), "segments": n_segments, "detections": n_detections,
+                "audio_seconds": round(audio_seconds, 3), "wall_seconds": round(time.perf_counter() - self._started, 3),
+                "per_class": dict(per_class.most_common())}
+
+    def write(self, settings: OutputSettings) -> RunResult:
+        """Write every format, each whole or not at all."""
+        head, written = self.head(), []
+        with contextlib.ExitStack() as stack:
+            writers = []
+            for kind in (*(FORMATS[name] for name in settings.formats), RECORDINGS):
+                path = output_path(settings.output, kind.ending)
+                writers.append(stack.enter_context(kind.open(path, head)))
+                written.append(path)
+            self.feed(writers)
+        if settings.embeddings is not None:
+            self._write_embeddings(settings.embeddings, head.content["summary"]["segments"])
+            written.append(settings.embeddings)
+        return RunResult(dict(head.content["summary"]), written)
+
+    def feed(self, writers: Sequence[Writer]) -> None:
+        """Give every record to every writer."""
+        predictor = self._predictor
+        make: Callable = predictor.records.segment_record
+        for recording in progress(self.recordings(), total=len(self._paths), description="writing", unit="file"):
+            for writer in writers:
+                writer.begin(recording)
+            n_detections = 0
+            if recording.outcome.status == "ok":
+                for answer in predictor.answers(recording):
+                    record = (make(recording, answer) if predictor.settings.segment_mode
+                              else predictor.records.file_record(recording, answer))
+                    n_detections += answer.decision.above_threshold
+                    for writer in writers:
+                        writer.add(recording, answer, record)
+            for writer in writers:
+                writer.end(recording, n_detections=n_detections)
+
+    def _write_embeddings(self, path: Path, n_segments: int) -> None:
+        """Write the mean embedding of each segment's windows as rows, beside them whose they are."""
+        rate, plan = self._predictor.model.frontend.sample_rate, self._predictor.plan
+        numbers, starts, ends = array("q"), array("d"), array("d")
+        names: list[str] = []
+        with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            with archive.open("embeddings.npy", "w", force_zip64=True) as stream:
+                begun = False
+                for recording in self.recordings():
+                    if recording.outcome.status != "ok":
+                        continue
+                    names.append(name_to_text(recording.name))
+                    for scores in recording.spans():
+                        for segment in segments_of(plan, scores.span):
+                            assert scores.embeddings is not None
+                            row = scores.embeddings[segment.rows].mean(axis=0).astype(np.float32)
+                            if not begun:
+                                begun = True
+                                np.lib.format.write_array_header_2_0(stream, {
+                                    "descr": "<f4", "fortran_order": False, "shape": (n_segments, len(row))})
+                            stream.write(row.tobytes())
+                            numbers.append(len(names) - 1)
+                            starts.append(segment.start / rate)
+                            ends.append(segment.end / rate)
+                if not begun:
+                    np.lib.format.write_array(stream, np.zeros((0, 0), np.float32))
+            for name, values in (("file_paths", np.array(names, dtype=np.str_)),
+                                 ("file_index", np.array(numbers, dtype=np.int64)),
+                                 ("start_seconds", np.array(starts)), ("end_seconds", np.array(ends))):
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                    np.lib.format.write_array(stream, values, allow_pickle=False)
+
+    def cut_clips(self, folder: Path, executor: Executor) -> int:
+        """Cut every detection out of its recording; return how many were cut."""
+        total = len(self._paths)
+        n_clips = 0
+        for job, found in progress(run_each(executor, _cut, self._clip_jobs(folder)), total=total,
+                                   description="cutting", unit="file"):
+            if isinstance(found, Lost):
+                found = found.told_of(job[0])
+            if isinstance(found, str):
+                logger.warning("%s", name_to_text(found))
+            else:
+                n_clips += found
+        return n_clips
+
+    def _clip_jobs(self, folder: Path) -> Iterator[tuple[Path, list[Clip]]]:
+        rate = self._predictor.model.frontend.sample_rate
+        for path, recording in zip(self._paths, self.recordings(), strict=True):
+            if recording.outcome.status != "ok":
+                continue
+            name = clip_id(name_to_text(path))
+            clips = [(answer.start / rate, answer.end / rate,
+                      folder / folder_name(answer.decision.predicted_class) /
+                      f"{name}_{round(1000 * answer.start / rate)}-{round(1000 * answer.end / rate)}ms.wav")
+                     for answer in self._predictor.answers(recording) if answer.decision.above_threshold]
+            if clips:
+                yield path, clips
+
+
+def _cut(job: tuple[Path, list[Clip]]) -> int | str:
+    path, clips = job
+    try:
+        return write_clips(path, clips)
+    except AudioError as error:
+        return str(error)
 
 
 def _listed(path: Path) -> list[Path]:
@@ -112,64 +409,21 @@ def _listed(path: Path) -> list[Path]:
     return found
 
 
-def _resumed(predictor: EfficientNetPredictor, paths: Sequence[Path], journal: Journal,
-             config_path: Path | None) -> Iterator[PredictedRecording]:
-    """Yield what is reported of each file, in order; finished ones from the journal, the others into it."""
-    config_sha256 = file_sha256(config_path) if config_path else ""
-    keys = {path: _file_key(predictor, config_sha256, path) for path in paths}
-    # what could not be used is tried again: ffmpeg may have been installed since
-    finished = {path for path in paths if (done := journal.find("file", str(path), keys[path])) and not done["error"]}
-    if finished:
-        logger.info("continuing: %d of %d files are already done", len(finished), len(paths))
-    fresh = predictor.predict_files(path for path in paths if path not in finished)
-    for path in paths:
-        done = journal.find("file", str(path), keys[path]) if path in finished else None
-        if done is not None:
-            yield PredictedRecording.from_json(done)
-            continue
-        predicted = next(fresh)
-        journal.add("file", str(path), keys[path], predicted.to_json())
-        yield predicted
+def _key_text(key: int) -> str:
+    return f"{key:016x}"
 
 
-def _file_key(predictor: EfficientNetPredictor, config_sha256: str, path: Path) -> str:
+def _size(path: Path) -> int:
     try:
-        status = os.stat(path)
+        return os.stat(path).st_size
     except OSError:
-        return settings_key(predictor.model.sha256, "missing")
-    # the names too: those of a NightScan 1 model are not in its file
-    return settings_key(predictor.model.sha256, config_sha256, predictor.model.classes.names,
-                        asdict(predictor.settings), status.st_size, status.st_mtime_ns)
+        return 0
 
 
-def _results(predictor: EfficientNetPredictor, paths: Sequence[Path],
-             predicted: Iterator[PredictedRecording]) -> dict:
-    started = time.perf_counter()
-    records, errors, audio_seconds = [], [], 0.0
-    bar = progress(predicted, total=len(paths), description="predicting", unit="file")
-    for recording in bar:
-        if recording.outcome.status != "ok":
-            errors.append(recording.error_record())
-            logger.warning("%s: %s", errors[-1]["status"], errors[-1]["error"])
-        elif recording.outcome.reason:
-            logger.warning("%s", name_to_text(recording.outcome.reason))
-        records += recording.records
-        audio_seconds += recording.outcome.duration_seconds or 0.0
-    model = predictor.model
-    return {
-        "format_version": FORMAT_VERSION,
-        "created": datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds"),
-        "model": {"path": model.path, "sha256": model.sha256, "model_name": model.model_name,
-                  "class_names": list(model.classes.names), "backend": predictor.backend.name},
-        "settings": {**asdict(predictor.settings), "batch_size": predictor.batch_size,
-                     "thresholds": predictor.thresholds(), **model.calibration.to_dict(),
-                     "window_ms": model.frontend.segment_duration_ms},
-        "summary": {"files": len(paths), "ok": len(paths) - len(errors), "failed": len(errors),
-                    "segments": len(records) if predictor.settings.segment_mode
-                    else sum(record["n_segments"] for record in records),
-                    "audio_seconds": round(audio_seconds, 3),
-                    "wall_seconds": round(time.perf_counter() - started, 3),
-                    "per_class": dict(Counter(record["predicted_class"] for record in records).most_common())},
-        "predictions": records,
-        "errors": errors,
-    }
+def _common_folder(paths: Sequence[Path]) -> Path:
+    """Return the folder that holds all recordings; the one at hand where they share none."""
+    folders = {os.path.dirname(os.path.abspath(path)) for path in paths}
+    try:
+        return Path(os.path.commonpath(folders))
+    except ValueError:  # other drives on Windows
+        return Path.cwd()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from models.errors import AudioError, ConfigError, ManifestError
+from utils.audio.annotations import end_in_file
 from utils.audio.recordings import find_recordings
 from utils.storage.files import read_json
 from utils.storage.names import (LONGEST_NAME_BYTES, check_inside, distinct_clip_ids, name_to_text, short_stem,
@@ -245,7 +246,7 @@ def _source(path: str, rows: list[tuple[int, dict]], chosen: Mapping[str, str], 
         if not label:
             raise ManifestError(f"{where}: the label of {path} is empty")
         start = _seconds(row, chosen.get("start"), where)
-        end = _seconds(row, chosen.get("end"), where)
+        end = _end_seconds(row, chosen, start, where)
         if end is not None and end <= (start or 0.0):
             raise ManifestError(f"{where}: end {end:g} s is not after start {start or 0.0:g} s")
         regions.append(Region(label, start or 0.0, end))
@@ -273,6 +274,13 @@ def _fold(path: str, rows: list[tuple[int, dict]], column: str, labels_csv: Path
             raise ManifestError(f"{labels_csv} line {line}: {path} stands in two folds ({folds[0]} and {fold}): give"
                                 f" all its rows one fold")
     return folds[0]
+
+
+def _end_seconds(row: Mapping[str, str], chosen: Mapping[str, str], start: float | None, where: str) -> float | None:
+    end = _seconds(row, chosen.get("end"), where)
+    raven = (chosen.get("start"), chosen.get("end")) == ("File Offset (s)", "End Time (s)")
+    begin = _seconds(row, "Begin Time (s)", where) if raven and "Begin Time (s)" in row else None
+    return end if None in (begin, end, start) else end_in_file(begin=begin, end=end, offset=start)  # type: ignore
 
 
 def _seconds(row: Mapping[str, str], column: str | None, where: str) -> float | None:

@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import gc
 import io
-import json
 import logging
 import sys
 import types
@@ -102,7 +101,7 @@ def _add_flag(group, field: dataclasses.Field, kind: type, shown) -> None:
                            default=argparse.SUPPRESS, help=text)
 
 
-def add_silence_flag(parser: argparse.ArgumentParser) -> None:
+def add_silence_flag(parser: argparse._ActionsContainer) -> None:
     """Add the limit after which a file is taken to hang."""
     parser.add_argument("--silence_limit", type=positive_seconds, default=SILENCE_SECONDS,
                         help="seconds without a decoded block after which a file is given up as hung")
@@ -148,6 +147,14 @@ def positive_seconds(text: str) -> float:
     return value
 
 
+def non_negative_seconds(text: str) -> float:
+    """Parse a flag that must be a time of at least 0."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be 0 seconds or more, got {text}")
+    return value
+
+
 def share(text: str) -> float:
     """Parse a flag that must lie in 0..1."""
     value = float(text)
@@ -161,10 +168,9 @@ def comma_list(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
 
 
-def json_text(value: dict) -> str:
-    """Return a JSON object for stdout; characters that its encoding lacks are escaped as JSON does."""
-    as_it_is = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    return json.dumps(value, indent=2, ensure_ascii=not as_it_is, allow_nan=False)
+def stdout_takes_any_text() -> bool:
+    """Whether stdout is in UTF-8; elsewhere JSON escapes what the encoding may lack."""
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
 @contextlib.contextmanager

@@ -34,6 +34,8 @@ _POLL_SECONDS = 1.0
 _ALIVE_EVERY_SECONDS = 1.0
 _WAITING_PARTS = 64  # parts a worker may have ready before it waits for the consumer
 _ITEMS_AHEAD = 8  # of a worker whose turn it is not: many short files keep it busy meanwhile
+_ITEMS_AHEAD_ANYHOW = 2  # where no turns are taken: a worker need not wait for the next item
+_NO_MORE: Any = object()
 _GOODBYE_SECONDS = 5.0
 _HAS_GROUPS = os.name == "posix"
 
@@ -67,8 +69,21 @@ class Lost:
         return f"{name} could not be read: {self.reason}; run again, and if it fails again convert it to WAV"
 
 
+@dataclass(frozen=True)
+class Further:
+    """A part of work that is no result but more work: items that come next, before those that still wait.
+
+    Parameters
+    ----------
+    items : tuple
+        What ``work`` takes.
+    """
+
+    items: tuple
+
+
 class Executor(Protocol):
-    """What work is handed to."""
+    """What work is handed to; ``Further`` among the parts of an item is taken as items, not given on."""
 
     def stream(self, work: Work, items: Iterable[Item], *, in_order: bool) -> Iterator[tuple[Item, Any]]:
         """Yield ``(item, part)`` for every part of ``work(item)``, then ``(item, Done())`` or ``(item, Lost(...))``.
@@ -94,9 +109,13 @@ class ThisProcess:
 
     def stream(self, work: Work, items: Iterable[Item], *, in_order: bool = True) -> Iterator[tuple[Item, Any]]:
         """See ``Executor.stream``."""
-        for item in items:
+        waiting = iter(items)
+        for item in iter(lambda: next(waiting, _NO_MORE), _NO_MORE):
             for part in work(item):
-                yield item, part
+                if isinstance(part, Further):
+                    waiting = itertools.chain(part.items, waiting)
+                else:
+                    yield item, part
             yield item, Done()
 
 
@@ -195,7 +214,7 @@ class _Run:
         self._work, self._items, self._in_order = work, items, in_order
         self._silence_seconds = silence_seconds
         self._n_workers = n_workers
-        self._n_ahead = _ITEMS_AHEAD if in_order else 1
+        self._n_ahead = _ITEMS_AHEAD if in_order else _ITEMS_AHEAD_ANYHOW
         self._workers: list[_Worker] = []
         self._turns: deque[int] = deque()  # in order: number of the worker of each unfinished item
         self._exhausted = False
@@ -281,7 +300,11 @@ class _Run:
             raise message.error from RemoteError(message.remote_traceback)
         if message.has_part:
             first.n_parts += 1
-            yield first.item, message.part
+            if isinstance(message.part, Further):
+                self._items = itertools.chain(message.part.items, self._items)
+                self._exhausted = False
+            else:
+                yield first.item, message.part
         if message.ended:
             yield self._finish(number, Done())
 

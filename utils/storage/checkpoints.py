@@ -285,6 +285,11 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], path: st
     problem = state_dict_problem(model.state_dict(), weights)
     if problem:
         raise CheckpointError(f"the weights in {path} do not fit the network: {problem}")
+    diverged = next((name for name, value in weights.items()
+                     if value.is_floating_point() and not torch.isfinite(value).all()), None)
+    if diverged:
+        raise CheckpointError(f"{path}: {diverged} is not finite: the training diverged or the file was damaged; train"
+                              f" again")
     model.load_state_dict(weights)
 
 

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +64,7 @@ def _read_umask() -> int:
 _UMASK = _read_umask()
 
 
-def remove_temporaries(folder: Path, output: str = "") -> None:
+def remove_temporaries(folder: Path, output: str = "", endings: Sequence[str] = ()) -> None:
     """Remove what ``atomic_path`` left when a run was killed, below a folder whose lock is held.
 
     Parameters
@@ -72,10 +72,12 @@ def remove_temporaries(folder: Path, output: str = "") -> None:
     folder : Path
         Searched with all folders below it.
     output : str
-        Only files of this name and an extension, in the folder itself; none where the name is too long to stand whole
-        in that of a temporary file, for another output's would look alike.
+        Only files of this name and one of the endings, in the folder itself; none where the name is too long to stand
+        whole in that of a temporary file, for another output's would look alike.
+    endings : sequence of str
+        Such as ``.json``.
     """
-    wanted = re.compile(rf"\.{re.escape(output)}\.[^.]*" if output else r"\..*")
+    wanted = re.compile(rf"\.{re.escape(output)}(?:{'|'.join(map(re.escape, endings))})" if output else r"\..*")
     for parent, folders, names in os.walk(folder):
         if output:
             folders.clear()

@@ -56,21 +56,33 @@ class Journal:
     def __init__(self, path: Path, *, fresh: bool) -> None:
         self.path = path
         self._next = path.with_name(f"{path.name}.new")
-        self._places: dict[bytes, int] = {}
+        self._places: dict[int, int] = {}  # a hash and a place: what a finished entry costs in memory
         path.parent.mkdir(parents=True, exist_ok=True)
         self._written = self._next if fresh or self._next.exists() else path
-        self._stream: BinaryIO = open(self._written, "ab+")
+        # unbuffered: what is added is handed to the operating system at once, and nothing waits to fail a second time
+        self._appending = open(self._written, "ab", buffering=0)
+        self._stream: BinaryIO = open(self._written, "rb")
         try:
             self._index()
         except ConfigError:
-            self._stream.close()
+            self._close()
             raise
 
     def __enter__(self) -> "Journal":
         return self
 
     def __exit__(self, *exception) -> None:
-        self._stream.close()
+        self._close()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is done yet."""
+        return not self._places
+
+    @property
+    def path_size(self) -> int:
+        """Bytes that are written."""
+        return os.fstat(self._appending.fileno()).st_size
 
     def find(self, kind: str, name: str, key: str) -> dict | None:
         """Return the finished result of ``name``, or None when there is none with this key."""
@@ -95,21 +107,26 @@ class Journal:
 
     def finish(self) -> None:
         """Close the journal of a run that did all it had to; what a fresh run replaced is forgotten now."""
-        self._stream.close()
+        self._close()
         if self._written != self.path:
             os.replace(self._written, self.path)
 
-    def remove(self) -> None:
-        """Close the journal and delete it: what it kept stands elsewhere now."""
-        self._stream.close()
-        for path in (self.path, self._next):
-            path.unlink(missing_ok=True)
-
     def _append(self, line: dict) -> int:
-        place = self._stream.seek(0, os.SEEK_END)
-        self._stream.write(json.dumps(line).encode("ascii") + b"\n")
-        self._stream.flush()
+        place = os.fstat(self._appending.fileno()).st_size
+        self._write(json.dumps(line).encode("ascii") + b"\n", place)
         return place
+
+    def _write(self, data: bytes, place: int) -> None:
+        try:
+            while data:
+                data = data[self._appending.write(data) or 0:]
+        except OSError as error:  # a full disk
+            self._appending.truncate(place)
+            raise OSError(error.errno, error.strerror, os.fspath(self._written)) from error
+
+    def _close(self) -> None:
+        self._stream.close()
+        self._appending.close()
 
     def _index(self) -> None:
         self._stream.seek(0)
@@ -122,7 +139,8 @@ class Journal:
                 self._check_header(line)
             place += len(line)
         if not line.endswith(b"\n"):
-            self._stream.write(b"\n")
+            self._write(b"\n", place)
+            place += 1
         if place == 0:
             self._append(_HEADER)
 
@@ -134,8 +152,8 @@ class Journal:
                               f" {FORMAT_VERSION}: use the version that wrote it, or remove the file to start anew")
 
 
-def _digest(kind: str, name: str) -> bytes:
-    return hashlib.blake2b(json.dumps([kind, name]).encode(), digest_size=12).digest()
+def _digest(kind: str, name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(json.dumps([kind, name]).encode(), digest_size=12).digest(), "big")
 
 
 def _json_object(line: bytes) -> dict:

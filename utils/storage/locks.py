@@ -3,7 +3,7 @@
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from utils.storage.files import read_json, remove_temporaries, write_json
 
 
 @contextlib.contextmanager
-def locked(folder: str | os.PathLike, *, output: str = "") -> Iterator[None]:
+def locked(folder: str | os.PathLike, *, output: str = "", endings: Sequence[str] = ()) -> Iterator[None]:
     """Hold a folder, or one output in it, while the block runs.
 
     The operating system frees the lock when its holder ends, however it ends. Temporary files that a killed run
@@ -26,6 +26,8 @@ def locked(folder: str | os.PathLike, *, output: str = "") -> Iterator[None]:
         Made when missing.
     output : str
         Start of the names of the files that are written, where the folder may hold those of other runs too.
+    endings : sequence of str
+        What may follow it.
 
     Raises
     ------
@@ -45,7 +47,7 @@ def locked(folder: str | os.PathLike, *, output: str = "") -> Iterator[None]:
     try:
         write_json(owner, {"pid": os.getpid(), "host": socket.gethostname(),
                            "since": datetime.now().astimezone().isoformat(timespec="seconds")})
-        remove_temporaries(place, output)
+        remove_temporaries(place, output, endings)
         yield
     finally:
         owner.unlink(missing_ok=True)

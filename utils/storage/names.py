@@ -100,6 +100,14 @@ def short_stem(text: str, *, most_bytes: int = _MOST_STEM_BYTES) -> str:
     return _cut(safe_name(text)[:_MOST_STEM_CHARACTERS], most_bytes)
 
 
+def fitting_name(stem: str, ending: str) -> str:
+    """Return a file's name: the stem as it is and an ending; too long a stem is cut and told apart by a hash."""
+    name = stem + ending
+    if len(os.fsencode(name)) <= LONGEST_NAME_BYTES:
+        return name
+    return f"{short_stem(stem)}-{_digest(name_to_text(stem))[:_SHORT_DIGEST]}{ending}"
+
+
 def safe_name(text: str) -> str:
     """Return text usable as a file or folder name on every system."""
     return re.sub(r"[^\w.-]+", "_", text).strip("._") or "unnamed"

@@ -11,7 +11,7 @@ import pytest
 
 from models.errors import AudioError
 from tests.utils.audio.sounds import RATE, needs_ffmpeg, tone, write
-from utils.audio import recordings as audio_io
+from utils.audio import streams as audio_io
 from utils.audio.ffmpeg import FfmpegStream
 from utils.audio.recordings import RecordingReader, load_audio
 

@@ -11,7 +11,8 @@ from models.description import ModelDescription
 from models.efficientnet import build_model
 from models.errors import CheckpointError, ConfigError
 from tests.conftest import TINY_CLASSES, TINY_FRONTEND, tiny_config
-from utils.networks.backends import load_backend
+from utils.networks.opening import BACKENDS, load_backend
+from utils.networks.torch_backend import BATCH_SIZES
 from utils.storage.checkpoints import load_model, save_model
 
 NETWORKS = ("efficientnet-b0", "resnet18")
@@ -28,6 +29,10 @@ def model_path(request, tmp_path_factory):
     save_model(path, build_model(config, len(TINY_CLASSES)).state_dict(), config=config,
                classes=ClassList(TINY_CLASSES), calibration=Calibration(), metadata={"epoch": 1})
     return path
+
+
+def torch_backend(path):
+    return load_backend(path, device="cpu", backend="torch")
 
 
 @pytest.fixture
@@ -49,7 +54,7 @@ def everything_in(value):
 
 
 def test_logits_are_those_of_the_network(model_path, log_mels):
-    backend, network = load_backend(model_path, device="cpu"), load_model(model_path).network
+    backend, network = torch_backend(model_path), load_model(model_path).network
     output = backend.run(log_mels)
     with torch.no_grad():
         expected = network(torch.from_numpy(log_mels)[:, None]).numpy()
@@ -59,7 +64,7 @@ def test_logits_are_those_of_the_network(model_path, log_mels):
 
 
 def test_embeddings_are_what_the_last_layer_makes_logits_of(model_path, log_mels):
-    backend, network = load_backend(model_path, device="cpu"), load_model(model_path).network
+    backend, network = torch_backend(model_path), load_model(model_path).network
     output = backend.run(log_mels, with_embeddings=True)
     assert output.embeddings.dtype == np.float32
     assert output.embeddings.shape == (5, N_FEATURES[backend.description.model_name])
@@ -70,21 +75,21 @@ def test_embeddings_are_what_the_last_layer_makes_logits_of(model_path, log_mels
 
 def test_windows_do_not_touch_each_other(model_path, log_mels):
     """Batch norm and dropout are those of a finished network, whatever else is in the batch."""
-    backend = load_backend(model_path, device="cpu")
+    backend = torch_backend(model_path)
     together = backend.run(log_mels).logits
     alone = np.concatenate([backend.run(log_mels[index:index + 1]).logits for index in range(5)])
     np.testing.assert_allclose(together, alone, rtol=0, atol=TWO_WAYS)
 
 
 def test_the_input_is_left_as_it_is_and_may_be_a_view(model_path, log_mels):
-    backend, before = load_backend(model_path, device="cpu"), log_mels.copy()
+    backend, before = torch_backend(model_path), log_mels.copy()
     every_other = backend.run(log_mels[::2]).logits
     np.testing.assert_array_equal(log_mels, before)
     np.testing.assert_array_equal(every_other, backend.run(log_mels[::2].copy()).logits)
 
 
 def test_the_description_holds_nothing_of_torch(model_path):
-    description = load_backend(model_path, device="cpu").description
+    description = torch_backend(model_path).description
     held = list(everything_in(description))
     assert isinstance(description, ModelDescription) and TINY_FRONTEND in held
     assert [value for value in held if type(value).__module__.split(".")[0] == "torch"] == []
@@ -92,12 +97,17 @@ def test_the_description_holds_nothing_of_torch(model_path):
 
 
 def test_the_name_tells_library_and_device(model_path):
-    backend = load_backend(model_path, device="cpu")
+    backend = torch_backend(model_path)
     assert backend.name == "torch-cpu" and backend.n_threads == torch.get_num_threads()
+    assert backend.batch_size == BATCH_SIZES["cpu"]
 
 
 def test_what_cannot_be_loaded_is_told(model_path, tmp_path):
-    with pytest.raises(CheckpointError, match=r"gone\.pth does not exist"):
-        load_backend(tmp_path / "gone.pth")
+    for backend in BACKENDS:
+        with pytest.raises(ConfigError, match=r"--model_path .*gone\.pth does not exist: give the \.pth that"):
+            load_backend(tmp_path / "gone.pth", backend=backend)
+    (tmp_path / "text.pth").write_text("no checkpoint", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"text\.pth"):
+        torch_backend(tmp_path / "text.pth")
     with pytest.raises(ConfigError, match="--device cuda:99 is not available"):
         load_backend(model_path, device="cuda:99")

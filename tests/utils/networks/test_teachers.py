@@ -14,7 +14,7 @@ from models.efficientnet_config import FrontendConfig
 from models.errors import CheckpointError, ConfigError
 from tests.conftest import TINY_CLASSES, TINY_FRONTEND, TINY_RATE, tiny_config
 from tests.utils.networks.make_teachers import FILTERS, MIX
-from utils.networks.backends import load_backend
+from utils.networks.opening import load_backend
 from utils.networks.teachers import CheckpointTeacher, OnnxTeacher, load_teacher, read_description
 from utils.storage.checkpoints import save_model
 from utils.storage.files import file_sha256
@@ -226,7 +226,8 @@ def checkpoint(tmp_path_factory):
 
 
 def test_a_checkpoint_teaches_its_features_and_its_probabilities(checkpoint, waveforms):
-    heard, backend = load_teacher(checkpoint, device="cpu").hear(waveforms), load_backend(checkpoint, device="cpu")
+    heard = load_teacher(checkpoint, device="cpu").hear(waveforms)
+    backend = load_backend(checkpoint, device="cpu", backend="torch")
     frontend = LogMelFrontend(TINY_FRONTEND)
     said = backend.run(np.stack([frontend.log_mel(waveform) for waveform in waveforms]), with_embeddings=True)
     np.testing.assert_array_equal(heard.embeddings, said.embeddings)

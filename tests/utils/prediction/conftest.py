@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import tiny_sound, write_audio
 from utils.networks.backends import NetworkOutput
+from utils.networks.opening import BackendPlan
 from utils.prediction.predictor import EfficientNetPredictor
 from utils.prediction.records import PredictionSettings
 
@@ -23,7 +24,7 @@ any_bytes_are_names = pytest.mark.skipif(not sys.platform.startswith("linux"),
 class SilentBackend:
     """A network that finds every class equally likely, at once."""
 
-    name, n_threads = "none", 1
+    name, n_threads, batch_size = "none", 1, 4
 
     def __init__(self, description):
         self.description = description
@@ -32,8 +33,11 @@ class SilentBackend:
         return NetworkOutput(np.zeros((len(log_mels), len(self.description.classes)), dtype=np.float32))
 
 
-def predictor_of(path, *, batch_size=4, config_path=None, executor=None, **settings):
-    return EfficientNetPredictor(path, config_path, device="cpu", batch_size=batch_size, executor=executor,
+def predictor_of(path, *, batch_size=4, config_path=None, executor=None, backend="torch", with_embeddings=False,
+                 **settings):
+    """Return a predictor in PyTorch, unless another back end is asked for: nothing is converted, every bit is known."""
+    return EfficientNetPredictor(path, config_path, device="cpu", backend=backend, batch_size=batch_size,
+                                 executor=executor, with_embeddings=with_embeddings,
                                  settings=PredictionSettings(**settings))
 
 
@@ -55,10 +59,28 @@ def without(record, *names):
 
 
 def broken_flac(path, rng):
-    """Write two minutes and cut the file in the middle; the block of half a minute with the cut is lost as a whole."""
+    """Write two minutes, as many as two spans have, and cut the file in the middle, in the first of them."""
     write_audio(path, tiny_sound("bird_song", seconds=120, rng=rng))
     path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
     return path
+
+
+_open, _opened = BackendPlan.open, {}
+
+
+def _open_once(plan, **options):
+    if plan.library != "torch":
+        return _open(plan, **options)
+    key = (plan, *options.items())
+    if key not in _opened:
+        _opened[key] = _open(plan, **options)
+    return _opened[key]
+
+
+@pytest.fixture(autouse=True)
+def networks_are_loaded_once(monkeypatch):
+    """Load the network of a file once, in PyTorch, which keeps nothing of what it is asked: half of a test's time."""
+    monkeypatch.setattr(BackendPlan, "open", _open_once)
 
 
 @pytest.fixture

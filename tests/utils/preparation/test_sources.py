@@ -175,6 +175,14 @@ def test_a_table_finds_a_file_whose_name_is_no_text(tmp_path, entry):
     assert source.audio_path(tmp_path / "audio").exists()
 
 
+def test_a_raven_table_of_several_files_tells_where_a_sound_is_in_its_own(tmp_path):
+    """Raven's times run through all files it has opened, the offset is that in the file."""
+    sources = table(tmp_path, "Selection\tBegin Time (s)\tEnd Time (s)\tBegin File\tFile Offset (s)\tSpecies\n"
+                              "1\t60.2\t60.5\ttwo.wav\t0.2\towl\n2\t7\t9.5\tone.wav\t7\tfox\n")
+    assert [(source.source_path, source.regions) for source in sources] == [
+        ("one.wav", (Region("fox", 7.0, 9.5),)), ("two.wav", (Region("owl", 0.2, pytest.approx(0.5)),))]
+
+
 def test_empty_times_mean_the_whole_recording(tmp_path):
     sources = table(tmp_path, "path,label,start,end\na.wav,owl,,\nb.wav,fox,2.5,\n")
     assert sources[0].regions == (Region("owl", 0.0, None),)

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from utils.running.parallel import report_alive
+from utils.running.parallel import Further, report_alive
 
 BAD = 5
 N_PARTS = 3
@@ -87,3 +87,55 @@ def large_parts_or_stop(number):
 
 def exit_at_once(*arguments):
     os._exit(1)
+
+
+# work that hands out more work
+
+def halves(item):
+    """Give the numbers of a range, each from an item of its own: ranges are halved and handed out."""
+    first, end = item
+    yield "begun", item
+    if end - first > 1:
+        middle = (first + end) // 2
+        yield Further(((first, middle), (middle, end)))
+    else:
+        yield "number", first
+    yield "over", item
+
+
+def spans(item):
+    """Hand out the parts of a number, then go on with the number itself."""
+    if isinstance(item, int):
+        yield item, "first"
+        yield Further(tuple((item, part) for part in range(N_PARTS)))
+        yield item, "last"
+    else:
+        time.sleep(0.02)  # so that no worker does all of them
+        yield item, os.getpid()
+
+
+def spans_or_crash(item):
+    """Like ``spans``, but one number ends its worker after its parts were handed out."""
+    for part in spans(item):
+        yield part
+        if item == BAD and isinstance(part, Further):
+            time.sleep(0.2)  # what was put before has been sent
+            os._exit(1)
+
+
+def large_spans_or_crash(item):
+    """Hand out first, then give parts that fill the pipe; a later number ends the worker."""
+    if item == BAD:
+        os._exit(1)
+    if isinstance(item, int):
+        yield Further(((item, "further"),))
+        for part in range(N_PARTS):
+            yield item, part, bytes(LARGE)
+    else:
+        yield item
+
+
+def nothing_further(number):
+    yield Further(())
+    yield number
+    yield Further(())

@@ -1,3 +1,4 @@
+import itertools
 import multiprocessing
 import os
 import re
@@ -8,7 +9,8 @@ import pytest
 
 from tests.utils.running import crashing
 from utils.running import parallel
-from utils.running.parallel import Done, LocalProcesses, Lost, RemoteError, ThisProcess, default_workers, run_each
+from utils.running.parallel import (Done, Further, LocalProcesses, Lost, RemoteError, ThisProcess, default_workers,
+                                    run_each)
 
 SQUARES = {number: number * number for number in range(12)}
 PARTS = [(number, part) for number in range(12) for part in range(crashing.N_PARTS)]
@@ -156,3 +158,96 @@ def test_a_worker_that_never_begins_costs_its_items_and_does_not_go_on_for_ever(
     monkeypatch.setattr(parallel, "_serve", crashing.exit_at_once)
     results = dict(run_each(processes(1), crashing.square, range(3)))
     assert all(isinstance(result, Lost) for result in results.values()) and len(results) == 3
+
+
+# work that hands out more work
+
+def here_and_there():
+    return pytest.mark.parametrize("executor", [ThisProcess(), LocalProcesses(1), LocalProcesses(3)],
+                                   ids=["this process", "one process", "three processes"])
+
+
+def given_parts(streamed):
+    return [(item, part) for item, part in streamed if not isinstance(part, (Done, Lost))]
+
+
+def ends(streamed):
+    return [item for item, part in streamed if isinstance(part, (Done, Lost))]
+
+
+def test_further_items_come_before_those_that_wait():
+    """Depth first, so that a recording is done before the next is begun."""
+    streamed = list(ThisProcess().stream(crashing.halves, [(0, 3), (3, 4)]))
+    assert ends(streamed) == [(0, 3), (0, 1), (1, 3), (1, 2), (2, 3), (3, 4)]
+    assert [part[1] for _, part in streamed if isinstance(part, tuple) and part[0] == "number"] == [0, 1, 2, 3]
+
+
+@here_and_there()
+@pytest.mark.parametrize("in_order", [True, False])
+def test_further_items_are_done_once_each_however_deep(start_method, executor, in_order):
+    streamed = list(executor.stream(crashing.halves, [(0, 8), (8, 13), (13, 14)], in_order=in_order))
+    assert sorted(part[1] for _, part in streamed if isinstance(part, tuple) and part[0] == "number"
+                  ) == list(range(14))
+    assert len(ends(streamed)) == len(set(ends(streamed))) == 15 + 9 + 1  # of n numbers 2 n - 1 ranges
+    assert not any(isinstance(part, (Further, Lost)) for _, part in streamed)
+    for item in set(ends(streamed)):  # what an item gives comes in its order, and its end last
+        of_item = [part for other, part in streamed if other == item]
+        assert [part[0] for part in of_item[:-1]] in (["begun", "over"], ["begun", "number", "over"])
+        assert isinstance(of_item[-1], Done)
+    assert children() == []
+
+
+@here_and_there()
+def test_in_order_every_item_is_whole_and_comes_after_the_one_that_handed_it_out(executor):
+    streamed = list(executor.stream(crashing.spans, range(20), in_order=True))
+    items = [item for item, _ in itertools.groupby(item for item, _ in streamed)]
+    assert items == ends(streamed)  # none is interrupted by another
+    assert [item for item in items if isinstance(item, int)] == list(range(20))
+    for number in range(20):
+        parts = [place for place, item in enumerate(items) if item in [(number, part) for part in range(3)]]
+        assert len(parts) == 3 and parts[0] > items.index(number)
+
+
+def test_further_items_do_not_wait_for_all_that_still_wait():
+    streamed = list(LocalProcesses(1).stream(crashing.spans, range(25), in_order=True))
+    # those that the worker had already come first, and no others
+    assert ends(streamed).index((0, 0)) <= parallel._ITEMS_AHEAD + 1
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_all_workers_help_with_what_one_item_hands_out(in_order):
+    streamed = list(LocalProcesses(2).stream(crashing.spans, [7], in_order=in_order))
+    assert len({part[1] for item, part in streamed if isinstance(item, tuple) and isinstance(part, tuple)}) == 2
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_crash_after_handing_out_costs_the_item_and_not_what_it_handed_out(start_method, n_workers, in_order):
+    streamed = list(processes(n_workers).stream(crashing.spans_or_crash, range(8), in_order=in_order))
+    assert [item for item, part in streamed if isinstance(part, Lost)] == [crashing.BAD]
+    assert sorted(map(str, ends(streamed))) == sorted(
+        [str(number) for number in range(8)] + [str((number, part)) for number in range(8) for part in range(3)])
+    firsts = [part for item, part in streamed if item == crashing.BAD]
+    assert firsts[0] == (crashing.BAD, "first") and len(firsts) == 2  # its last part is lost with it
+    assert children() == []
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_what_was_handed_out_before_a_crash_is_not_handed_out_again(n_workers):
+    """The worker dies with parts of earlier items in its hands; those are made again, the items are not."""
+    stream = processes(n_workers).stream(crashing.large_spans_or_crash, range(8), in_order=True)
+    streamed = [next(stream)]
+    time.sleep(0.5)  # the workers go on meanwhile, up to the item that ends one of them
+    streamed += stream
+    assert [item for item, part in streamed if isinstance(part, Lost)] == [crashing.BAD]
+    others = [number for number in range(8) if number != crashing.BAD]
+    assert sorted(item[0] for item in ends(streamed) if isinstance(item, tuple)) == others
+    assert [part[:2] for item, part in given_parts(streamed) if isinstance(item, int)] == [
+        (number, part) for number in others for part in range(crashing.N_PARTS)]
+
+
+@here_and_there()
+def test_nothing_further_changes_nothing(executor):
+    streamed = list(executor.stream(crashing.nothing_further, range(3), in_order=True))
+    assert [(item, part if part == item else type(part)) for item, part in streamed] == [
+        (number, what) for number in range(3) for what in (number, Done)]

@@ -97,13 +97,14 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
 
 
 def test_only_those_of_one_output_are_removed(tmp_path):
-    ours = [".survey.csv.abcd1234.tmp", ".survey.json.zz__9999.tmp"]
+    ours = [".survey.csv.abcd1234.tmp", ".survey.json.zz__9999.tmp", ".survey.nights.csv.zz__9999.tmp"]
+    endings = (".csv", ".json", ".nights.csv")
     others = [".survey2.csv.abcd1234.tmp", ".survey.v2.csv.abcd1234.tmp", ".surveyXcsv.abcd1234.tmp",
               ".other.csv.abcd1234.tmp"]
     (tmp_path / "deeper").mkdir()
     for name in (*ours, *others, f"deeper/{ours[0]}"):
         (tmp_path / name).touch()
-    remove_temporaries(tmp_path, "survey")
+    remove_temporaries(tmp_path, "survey", endings)
     assert names(tmp_path) == sorted([*others, "deeper"])
     assert names(tmp_path / "deeper") == ours[:1]
 
@@ -111,7 +112,7 @@ def test_only_those_of_one_output_are_removed(tmp_path):
 def test_those_of_an_output_whose_name_was_cut_are_left(tmp_path):
     # another output that begins alike may be under way, and cut names do not tell them apart
     with atomic_path(tmp_path / ("x" * 60 + "_other.csv")) as temporary:
-        remove_temporaries(tmp_path, "x" * 60)
+        remove_temporaries(tmp_path, "x" * 60, (".csv", "_other.csv"))
         assert temporary.exists()
 
 

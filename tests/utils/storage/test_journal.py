@@ -1,9 +1,14 @@
+import errno
 import json
+import os
+import subprocess
+import sys
 import tracemalloc
 
 import pytest
 
 from models.errors import ConfigError
+from tests.conftest import PROJECT
 from utils.storage.journal import Journal, settings_key
 
 KEY = settings_key("settings", 1)
@@ -131,6 +136,118 @@ def test_a_large_journal_is_not_held_in_memory(path):
     assert peak < path.stat().st_size / 8  # places alone: some 150 bytes an entry
 
 
+# a full disk
+
+FILL = """
+import json, resource, signal, sys
+from pathlib import Path
+from utils.storage.journal import Journal
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails, as it does on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+added = 0
+with Journal(Path(sys.argv[1]), fresh=sys.argv[3] == "fresh") as journal:
+    try:
+        while True:
+            journal.add("recording", f"{added}", "key", {"text": 700 * "x"})
+            added += 1
+    except OSError as error:
+        failed = [type(error).__name__, error.errno, error.filename]
+    held = [journal.find("recording", f"{number}", "key") is not None for number in range(added + 1)]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))  # there is room again
+    journal.add("recording", "later", "key", {})
+print(json.dumps({"added": added, "failed": failed, "held": held}))
+"""
+
+
+def on_a_full_disk(path, *, n_bytes, fresh=False):
+    """Add entries in a process whose files may be no larger; return what it has seen."""
+    pytest.importorskip("resource", reason="this system limits no file sizes")
+    process = subprocess.run([sys.executable, "-c", FILL, path, str(n_bytes), "fresh" if fresh else "usual"],
+                             capture_output=True, text=True, timeout=60, cwd=PROJECT)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_full_disk_names_the_file_and_costs_no_entry_before_it(path, fresh):
+    written(path, "before")
+    file = path.with_name(path.name + ".new") if fresh else path
+    seen = on_a_full_disk(path, n_bytes=10_000, fresh=fresh)
+    assert seen["failed"] == ["OSError", errno.EFBIG, str(file)]
+    assert 10 <= seen["added"] <= 13  # entries of 760 bytes
+    assert seen["held"] == seen["added"] * [True] + [False]
+    found = [str(number) for number in range(seen["added"])] + ["later"]
+    assert names(path) == ["before"] + found
+    lines = file.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 1 + len(found) + (not fresh)  # no stump of the entry that failed
+    assert all(line.endswith(b"\n") and json.loads(line) for line in lines)
+
+
+@pytest.mark.parametrize("n_bytes", range(9_300, 10_060, 95))
+def test_wherever_in_an_entry_the_disk_is_full_a_later_run_goes_on(path, n_bytes):
+    seen = on_a_full_disk(path, n_bytes=n_bytes)
+    assert names(path) == [str(number) for number in range(seen["added"])] + ["later"]
+    written(path, "another")
+    assert find(path, "another") is not None
+    assert find(path, f"{seen['added'] - 1}", key="key") == {"text": 700 * "x"}
+    assert find(path, f"{seen['added']}", key="key") is None
+
+
+class FullDisk:
+    """A file that takes only some more bytes."""
+
+    def __init__(self, stream, room):
+        self._stream, self.room = stream, room
+
+    def write(self, data):
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        n_written = self._stream.write(data[:self.room])
+        self.room -= n_written
+        return n_written
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+
+@pytest.mark.parametrize("room", [0, 1, 40, 80])
+def test_an_entry_that_found_no_room_leaves_the_one_before_it(path, room):
+    with Journal(path, fresh=False) as journal:
+        journal.add("recording", "a", KEY, {"first": 1})
+        size = journal.path_size
+        journal._appending = disk = FullDisk(journal._appending, room)
+        with pytest.raises(OSError, match="No space left on device: .*journal.jsonl") as caught:
+            journal.add("recording", "a", KEY, {"second": 100 * "x"})
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+        assert journal.path_size == size
+        assert journal.find("recording", "a", KEY) == {"first": 1}
+        disk.room = 1 << 20
+        journal.add("recording", "b", KEY, {})
+    assert names(path) == ["a", "b"]
+    assert find(path, "a") == {"first": 1}
+
+
+@pytest.mark.parametrize("at_once", [1, 7])
+def test_a_disk_that_takes_a_few_bytes_at_a_time_gets_all_of_them(path, at_once):
+    class Slow(FullDisk):
+        def write(self, data):
+            return self._stream.write(data[:at_once])
+
+    with Journal(path, fresh=False) as journal:
+        journal._appending = Slow(journal._appending, 0)
+        journal.add("recording", "a", KEY, {"text": 50 * "ü"})
+    assert find(path, "a") == {"text": 50 * "ü"}
+
+
+def test_a_journal_tells_its_size_and_whether_anything_is_done(path):
+    with Journal(path, fresh=False) as journal:
+        assert journal.is_empty
+        journal.add("recording", "a", KEY, {})
+        assert not journal.is_empty
+        assert journal.path_size == path.stat().st_size
+
+
 # doing everything again
 
 def names(path):
@@ -181,14 +298,6 @@ def test_finishing_an_ordinary_run_keeps_it(path):
         journal.add("recording", "b", KEY, {})
         journal.finish()
     assert names(path) == ["a", "b"]
-
-
-def test_a_journal_can_be_removed_with_all_that_belongs_to_it(path):
-    written(path, "a")
-    add(path, "a", {}, finished=False)
-    with Journal(path, fresh=False) as journal:
-        journal.remove()
-    assert list(path.parent.iterdir()) == []
 
 
 def test_a_key_depends_on_the_values_and_not_on_the_order_of_names():

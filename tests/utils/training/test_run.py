@@ -115,8 +115,8 @@ def test_history_has_a_row_an_epoch_and_agrees_with_the_scores(tiny_model):
     assert history["epoch"].tolist() == list(range(1, tiny_model.config.epochs + 1))
     scores = json.loads((tiny_model.model_dir / "metrics.json").read_text(encoding="utf-8"))
     assert scores["split"] == "validation" and scores["epochs"] == len(history)
-    assert scores["best_epoch"] == history["val_macro_f1"].idxmax() + 1
     best = history.iloc[scores["best_epoch"] - 1]
+    assert best["val_macro_f1"] == pytest.approx(history["val_macro_f1"].max())  # two epochs may differ by a rounding
     assert scores["accuracy"] == pytest.approx(best["val_accuracy"])
     assert scores["macro_f1"] == pytest.approx(best["val_macro_f1"])
     assert scores["accuracy"] == tiny_model.scores["accuracy"]

@@ -1,0 +1,26 @@
+"""What the machine has, asked without loading a library that would use it."""
+
+import ctypes
+import os
+import platform
+import sys
+
+
+def default_threads() -> int:
+    """Return the number of CPU cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def may_have_accelerator() -> bool:
+    """Whether there is a CUDA device, or Apple's GPU; PyTorch decides whether it can use it."""
+    if sys.platform == "darwin":
+        return platform.machine() == "arm64"
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    try:
+        cuda = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    n_devices = ctypes.c_int(0)
+    return cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(n_devices)) == 0 and n_devices.value > 0
