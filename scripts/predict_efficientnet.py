@@ -80,6 +80,8 @@ def run(flags: argparse.Namespace) -> int:
     """Predict, write or print the results, say how many files failed."""
     if flags.output is None and (flags.formats != ("json",) or flags.embeddings or flags.clips_dir):
         raise ConfigError("only JSON goes to stdout: give --output for other formats, --embeddings and --clips_dir")
+    if flags.output is not None and not flags.output.name:
+        raise ConfigError(f"--output {flags.output} must end in a name for the results, such as results.json")
     # late: --help should not wait for these
     with cli.quick_imports():
         from utils.networks.opening import plan_backend

@@ -99,7 +99,7 @@ def parse_timezone(text: str) -> tzinfo:
         If there is none of that name.
     """
     offset = _OFFSET.fullmatch(text)
-    if offset and int(offset[2]) < 24:
+    if offset and int(offset[2]) < 24 and int(offset[3]) < 60:
         return timezone(_offset(offset[1], offset[2], offset[3]))
     if text.upper() in ("UTC", "Z"):
         return timezone.utc
@@ -121,7 +121,7 @@ def _of_name(stem: str) -> RecorderFacts:
     zone = found[4]
     if zone == "Z":
         started = started.replace(tzinfo=timezone.utc)
-    elif zone and int(zone[1:3]) < 24:  # what follows a time need not be an offset
+    elif zone and int(zone[1:3]) <= 14 and int(zone[3:]) % 15 == 0 and int(zone[3:]) < 60:  # else it is a counter
         started = started.replace(tzinfo=timezone(_offset(zone[0], zone[1:3], zone[3:])))
     return RecorderFacts(started=started, recorder_id=(found[1] or "").rstrip("_-"),
                          latitude=float(place[1]) if place else None, longitude=float(place[2]) if place else None)

@@ -29,7 +29,7 @@ from utils.storage.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
-# nats: the sums of float32 in another order differ by 1e-5, a wrong operator by 1 and more
+# of the largest logit, at least of 1 nat: sums of float32 in another order differ by 1e-5, a wrong operator by 1
 TOLERANCE = 1e-3
 MOST_WINDOWS = 64  # that a conversion is compared on
 _OPSET = 17
@@ -49,12 +49,15 @@ class Comparison:
         Calibrated, 0..1.
     n_other_classes : int
         Windows whose top class is another.
+    largest_logit : float
+        Of the checkpoint, whatever its sign, in nats.
     """
 
     n_windows: int
     largest_logit_difference: float
     largest_probability_difference: float
     n_other_classes: int
+    largest_logit: float = 0.0
 
     def __str__(self) -> str:
         return (f"on {self.n_windows} windows the largest difference of a probability is"
@@ -71,7 +74,8 @@ def compare(backend: Backend, model: TrainedModel, log_mels: np.ndarray) -> Comp
     probabilities = [calibration.probabilities(logits) for logits in (expected, found)]
     return Comparison(len(log_mels), float(np.abs(found - expected).max()),
                       float(np.abs(probabilities[1] - probabilities[0]).max()),
-                      int((probabilities[1].argmax(axis=1) != probabilities[0].argmax(axis=1)).sum()))
+                      int((probabilities[1].argmax(axis=1) != probabilities[0].argmax(axis=1)).sum()),
+                      float(np.abs(expected).max()))
 
 
 def export_onnx(model: TrainedModel, path: str | os.PathLike, log_mels: np.ndarray) -> Comparison:
@@ -94,7 +98,7 @@ def export_onnx(model: TrainedModel, path: str | os.PathLike, log_mels: np.ndarr
     Raises
     ------
     ConfigError
-        If a logit differs by more than ``TOLERANCE``, or the network cannot be exported; nothing is written.
+        If a logit differs by more than ``TOLERANCE`` allows, or the network cannot be exported; nothing is written.
     """
     return _write(model, Path(path), log_mels, library="onnx", precision="float32")
 
@@ -214,9 +218,10 @@ def _write(model: TrainedModel, path: Path, log_mels: np.ndarray, *, library: st
         backend = open_converted(temporary, model.description, library=library, precision=precision, n_threads=1)
         found = compare(backend, model, windows)
         del backend
-        if precision == "float32" and not found.largest_logit_difference <= TOLERANCE:  # what NaN is not either
+        most = TOLERANCE * max(1.0, found.largest_logit)
+        if precision == "float32" and not found.largest_logit_difference <= most:  # what NaN is not either
             raise ConfigError(f"{model.description.path} converted for {library} is not the checkpoint's network:"
-                              f" {found}; at most {TOLERANCE:g} is allowed for a logit")
+                              f" {found}; at most {most:g} is allowed for a logit")
         _add_metadata(temporary, model, found, library=library, precision=precision)
     return found
 

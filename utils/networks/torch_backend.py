@@ -33,7 +33,7 @@ class TorchBackend:
     def __init__(self, model: TrainedModel, device: torch.device, *, precision: str | None = None) -> None:
         precision = precision or ("float16" if device.type == "cuda" else "float32")
         if precision not in _DTYPES:
-            raise ConfigError(f"--precision {precision} is not for PyTorch: use --backend onnx or openvino")
+            raise ConfigError(f"--precision {precision} is not for PyTorch: use --backend onnx")
         self.description = model.description
         self.device = device
         self.name = f"torch-{device.type}" + ("" if precision == "float32" else f"-{precision}")

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 
-from models.errors import AudioError
 from utils.audio.recordings import RecordingReader
 from utils.storage.files import atomic_path
 
@@ -15,7 +14,12 @@ Clip = tuple[float, float, Path]  # seconds of its beginning and end, and where 
 
 
 def write_clips(path: str | os.PathLike, clips: Sequence[Clip]) -> int:
-    """Write parts of a recording as mono WAV of 16 bits at its own rate, each atomically; return how many.
+    """Write parts of a recording as mono WAV of 16 bits at its own rate, each atomically.
+
+    Returns
+    -------
+    int
+        How many were written; those that lie behind the end of the recording are left out.
 
     Raises
     ------
@@ -25,13 +29,16 @@ def write_clips(path: str | os.PathLike, clips: Sequence[Clip]) -> int:
     with RecordingReader(path, sample_rate=None) as reader:
         rate, can_seek = reader.sample_rate, reader.can_seek
     parts = [(round(start * rate), max(round(start * rate) + 1, round(end * rate))) for start, end, _ in clips]
+    n_written = 0
     if can_seek:
         for (first, end), (_, _, target) in zip(parts, clips, strict=True):
             with RecordingReader(path, sample_rate=rate) as reader:
-                _write(target, _part(reader, first, end), rate)
-        return len(clips)
+                samples = _part(reader, first, end)
+            if len(samples):  # else the recording breaks off before it
+                _write(target, samples, rate)
+                n_written += 1
+        return n_written
     longest = max(end - first for first, end in parts)
-    n_written = 0
     with RecordingReader(path, sample_rate=rate) as reader:
         for part, _, samples in reader.windows(segment_samples=longest, hop_samples=longest, least_new_samples=1,
                                                parts=parts):
@@ -41,14 +48,12 @@ def write_clips(path: str | os.PathLike, clips: Sequence[Clip]) -> int:
 
 
 def _part(reader: RecordingReader, first: int, end: int) -> np.ndarray:
-    pieces, n_samples = [], 0
+    pieces, n_samples = [np.empty(0, dtype=np.float32)], 0
     for block in reader.blocks(start=first):
         pieces.append(block)
         n_samples += len(block)
         if n_samples >= end - first:
             break
-    if not n_samples:
-        raise AudioError(f"{reader.path} ends before a detection: it has changed since it was scored")
     return np.concatenate(pieces)[:end - first]
 
 

@@ -1,5 +1,6 @@
 """The table that an analysis of a survey starts from: site by night by class, with effort and with zeros."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -63,7 +64,7 @@ class Nights:
                        "effort_hours": round(night.effort_seconds / 3600, 4)}
 
     def _night(self, path: Path, recorder: RecorderFacts, moment: datetime | None) -> _Night:
-        site = recorder.site or recorder.recorder_id or path.absolute().parent.name
+        site = recorder.site or recorder.recorder_id or os.path.basename(os.path.dirname(os.path.abspath(path)))
         name = (moment - _HALF_DAY).date().isoformat() if moment is not None else ""
         return self._nights.setdefault((site, name), _Night())
 

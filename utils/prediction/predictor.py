@@ -240,8 +240,9 @@ class EfficientNetPredictor:
     def scoring_key(self) -> str:
         """Return what stands for all that changes logits, but for the recordings."""
         plan, backend = self.plan, self._backend_plan
+        usual = "float16" if backend.library == "torch" and backend.device != "cpu" else "float32"
         return scoring_key(self.model.sha256, self.model.fingerprint, plan.segment_samples, plan.hop_samples,
-                           plan.n_segments_of_span, backend.library, backend.precision, backend.device)
+                           plan.n_segments_of_span, backend.library, backend.precision or usual, backend.device)
 
     def thresholds(self) -> dict[str, float]:
         """Return the probability each class must reach, as the settings and the config have it."""

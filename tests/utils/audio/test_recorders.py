@@ -115,9 +115,8 @@ def test_the_end_of_a_longer_number_is_no_date(tmp_path):
     assert read_recorder(tmp_path / "9920240501_040000.wav").started is None
 
 
-@pytest.mark.parametrize("name", ["20240501_040000-9999.wav", "20240501T040000+2400_REC.flac", pytest.param(
-    "20240501_040000-2399.wav", marks=pytest.mark.xfail(strict=True, raises=ValueError,
-                                                        reason="23 hours and 99 minutes are a day and more"))])
+@pytest.mark.parametrize("name", ["20240501_040000-9999.wav", "20240501T040000+2400_REC.flac",
+                                  "20240501_040000-2399.wav", "20240501_040000-0001.wav"])
 def test_an_offset_that_cannot_be_costs_the_time_not_the_run(tmp_path, name):
     assert read_recorder(tmp_path / name).started in (None, moment("2024-05-01T04:00:00"))
 
@@ -277,8 +276,7 @@ def test_what_is_no_zone_is_refused_with_examples(text):
         parse_timezone(text)
 
 
-@pytest.mark.parametrize("text", ["+24:00", "-9959", pytest.param("+23:99", marks=pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="23 hours and 99 minutes are a day and more"))])
+@pytest.mark.parametrize("text", ["+24:00", "-9959", "+23:99"])
 def test_an_offset_of_a_day_is_refused(text):
     with pytest.raises(ConfigError, match=rf"--timezone '\{text}' is no time zone"):
         parse_timezone(text)

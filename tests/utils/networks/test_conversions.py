@@ -192,6 +192,14 @@ def test_what_is_no_whole_onnx_file_is_refused_in_a_line(tmp_path, make):
     assert "\n" not in str(caught.value)
 
 
+def test_of_what_a_library_says_the_first_line_is_told():
+    def fail():
+        raise RuntimeError("the graph is torn\nand much more")
+
+    with pytest.raises(CheckpointError, match=r"best\.onnx cannot be read as ONNX \(the graph is torn\): copy it"):
+        conversions.opened("best.onnx", fail)
+
+
 @pytest.mark.parametrize("name", ["gone.onnx", "."])
 def test_a_file_that_is_missing_is_told(tmp_path, name):
     with pytest.raises(CheckpointError, match="does not exist: give the .onnx that train_efficientnet.py"):

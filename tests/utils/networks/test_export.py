@@ -218,7 +218,8 @@ def test_a_comparison_finds_the_largest_difference(exported, log_mels):
     logits = TorchBackend(model, CPU).run(log_mels[:20]).logits
     shift = np.zeros_like(logits)
     shift[17, 2] = -0.25
-    shift[3] = 100.0 * (np.arange(4) == (logits[3].argmax() + 1) % 4)  # another class on top
+    top = model.description.calibration.probabilities(logits[3]).argmax()
+    shift[3, top] = -100.0  # another class is on top, and the others share what it had
     backend = Shifted(model, np.zeros(4))
     backend.run = lambda batch, **settings: NetworkOutput(
         logits[_place(batch, log_mels)] + shift[_place(batch, log_mels)])
@@ -364,6 +365,18 @@ def test_a_checkpoint_is_converted_once(model, log_mels, opened_as):
     for _ in range(2):
         backend.run(log_mels[:1])
     assert (backend.name, backend.batch_size, len(written)) == ("other", 7, 1)
+
+
+def test_the_converted_network_is_opened_as_it_was_asked_for(model, log_mels, opened_as, monkeypatch):
+    opened_as(None)
+    asked, other = {}, TorchBackend(model, CPU)
+    monkeypatch.setattr(export, "open_converted", lambda path, description, **settings: asked.update(
+        settings, path=path, description=description) or other)
+    converting(model, library="openvino", precision="bf16", n_threads=3).run(log_mels[:1])
+    place = conversion_places(Path(model.description.path), model.description.sha256, library="openvino",
+                              precision="bf16")[0]
+    assert asked == {"path": place, "description": model.description, "library": "openvino", "precision": "bf16",
+                     "n_threads": 3}
 
 
 def test_threads_that_come_together_wait_for_one_conversion(model, log_mels, opened_as):

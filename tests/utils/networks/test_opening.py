@@ -225,7 +225,24 @@ def test_a_network_that_was_opened_computes_what_it_should(exported, log_mels, l
     assert backend.run(log_mels).embeddings is None
     every_other = backend.run(log_mels[::2]).logits  # a view
     np.testing.assert_allclose(every_other, output.logits[::2], rtol=0, atol=TWO_WAYS)
-    np.testing.assert_allclose(output.logits, logits_by_hand(log_mels), rtol=0, atol=TWO_WAYS)  # not written over
+    backend.run(log_mels[::-1], with_embeddings=True)  # must not write over what was given before
+    np.testing.assert_allclose(output.logits, logits_by_hand(log_mels), rtol=0, atol=TWO_WAYS)
+    np.testing.assert_allclose(output.embeddings, log_mels.mean(axis=2), rtol=TWO_WAYS)
+
+
+@pytest.mark.parametrize(("precision", "hint"), [(None, "f32"), ("float32", "f32"), ("bf16", "bf16")])
+def test_openvino_is_always_told_its_precision(exported, monkeypatch, precision, hint):
+    """By itself it takes bfloat16 wherever the processor has it."""
+    openvino, told = pytest.importorskip("openvino"), {}
+
+    class Core(openvino.Core):
+        def compile_model(self, model, device, properties):
+            told.update(properties, device=device)
+            return super().compile_model(model, device, properties)
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    plan_backend(exported, backend="openvino", precision=precision).open(n_threads=1)
+    assert (told["INFERENCE_PRECISION_HINT"], told["INFERENCE_NUM_THREADS"], told["device"]) == (hint, 1, "CPU")
 
 
 @pytest.mark.parametrize("library", BOTH)

@@ -322,19 +322,20 @@ def test_paths_and_file_objects_may_be_mixed(tmp_path, tiny_model, rng, where):
     (tmp_path / "bad.wav").write_bytes(b"no recording")
     paths.insert(2, tmp_path / "bad.wav")
     alone = [predictor_of(tiny_model.best, return_all_scores=True).predict_batch([path])[0] for path in paths]
-    streams = {number: io.BytesIO(paths[number].read_bytes()) for number in (1, 2, 4, 7)}
-    given = [str(path) if number == 0 else streams.get(number, path) for number, path in enumerate(paths)]
+    streams = {number: io.BytesIO(paths[number].read_bytes()) for number in (1, 2, 4)}
     predictor = predictor_of(tiny_model.best, executor=EXECUTORS[where], return_all_scores=True)
-    together = predictor.predict_batch(given)
+    with open(paths[7], "rb") as streams[7]:
+        given = [str(path) if number == 0 else streams.get(number, path) for number, path in enumerate(paths)]
+        together = predictor.predict_batch(given)
+        assert not any(stream.closed for stream in streams.values())
     assert [record["file_path"] for record in together] == [
-        "file object" if number in streams else str(path) for number, path in enumerate(paths)]
+        "file object" if number in (1, 2, 4) else str(path) for number, path in enumerate(paths)]
     assert together[2]["status"] == "unsupported" and set(together[2]) == {"file_path", "status", "error"}
     for number in (0, 1, 3, 4, 5, 6, 7):
         assert together[number]["n_segments"] == alone[number]["n_segments"]
         for name in TINY_CLASSES:
             assert together[number]["all_scores"][name] == pytest.approx(alone[number]["all_scores"][name],
                                                                          abs=BATCH_TOLERANCE)
-    assert not any(stream.closed for stream in streams.values())
     assert multiprocessing.active_children() == []
 
 

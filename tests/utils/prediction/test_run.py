@@ -13,8 +13,8 @@ from torchvision.models import resnet18
 
 from models.errors import AudioError, ConfigError
 from tests.conftest import TINY_CLASSES, TINY_RATE, tiny_sound, write_audio
-from tests.utils.prediction.conftest import (ODD_NAME, ODD_TEXT, SilentBackend, any_bytes_are_names, broken_flac,
-                                             predictor_of, silent_predictor, without)
+from tests.utils.prediction.conftest import (ODD_NAME, ODD_TEXT, any_bytes_are_names, broken_flac, predictor_of,
+                                             silent_predictor, without)
 from utils.prediction import spans as reading
 from utils.prediction.outputs import journal_path
 from utils.prediction.predictor import EfficientNetPredictor
@@ -461,20 +461,8 @@ def test_what_changed_is_scored_again(folder, tiny_model, tmp_path, rng, change,
     assert without_times(results) == without_times(straight(predictor_of(model_path, **settings), paths, tmp_path))
 
 
-def test_another_back_end_scores_again(folder, tiny_model, tmp_path):
-    """What one has said is not told as what the other says."""
-    paths, output = [folder / name for name in ALL], tmp_path / "results.json"
-    run(predictor_of(tiny_model.best), paths, output)
-    other = silent_predictor(tiny_model.best, return_all_scores=True)
-    assert other.backend_name == SilentBackend.name != "torch-cpu"
-    begun, _ = count_scored(other)
-    results = predict(other, paths, output)
-    assert begun == ALL and results["model"]["backend"] == SilentBackend.name
-    assert len({tuple(record["all_scores"].values()) for record in results["predictions"]}) == 1
-
-
-def test_a_first_use_that_converts_the_network_counts_as_what_it_is(folder, tiny_model, tmp_path):
-    """Before it is converted the library is another one: its scores are none of PyTorch's."""
+def test_what_one_back_end_says_is_not_told_as_what_another_says(folder, tiny_model, tmp_path):
+    """Nor where the first use converts the network, before which the library is another one."""
     model_path = Path(shutil.copy(tiny_model.best, tmp_path / "owls.pth"))
     paths, output = [folder / name for name in ALL], tmp_path / "results.json"
     first = predict(predictor_of(model_path, backend="onnx"), paths, output)

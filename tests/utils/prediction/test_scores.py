@@ -196,6 +196,13 @@ def test_of_a_recording_that_cannot_be_sought_in_workers_score_spans_in_any_orde
     assert [one.span.number for one in found(store, recording).spans()] == [0, 1, 2, 3, 4]
 
 
+def test_a_worker_that_is_far_behind_the_others_ends_the_search(journal, rng, recording, monkeypatch):
+    monkeypatch.setattr(scores_module, "_LARGEST_GAP", 2)
+    store = store_of(journal)
+    add(store, recording, opened(None, seconds=None), *(span(number, rng) for number in (0, 2, 4, 7)))
+    assert left(store, recording) == {0, 2, 4}  # each gap counts by itself
+
+
 def test_a_short_recording_that_was_only_opened_is_all_to_be_done(tmp_path, rng, recording):
     with Journal(tmp_path / "scores.jsonl", fresh=False) as journal:
         add(store_of(journal), recording, opened(1))

@@ -237,7 +237,10 @@ def test_what_was_handed_out_before_a_crash_is_not_handed_out_again(n_workers):
     """The worker dies with parts of earlier items in its hands; those are made again, the items are not."""
     stream = processes(n_workers).stream(crashing.large_spans_or_crash, range(8), in_order=True)
     streamed = [next(stream)]
-    time.sleep(0.5)  # the workers go on meanwhile, up to the item that ends one of them
+    for _ in range(200):  # the workers go on meanwhile, up to the item that ends one of them
+        if len(children()) < n_workers:
+            break
+        time.sleep(0.05)
     streamed += stream
     assert [item for item, part in streamed if isinstance(part, Lost)] == [crashing.BAD]
     others = [number for number in range(8) if number != crashing.BAD]
