@@ -30,7 +30,7 @@ from models.classes import ClassList
 from models.efficientnet import build_model
 from models.efficientnet_config import DEFAULT_CLASS_NAMES, EfficientNetConfig, FrontendConfig
 from utils.networks.opening import plan_backend
-from utils.running.hardware import default_threads
+from utils.running.parallel import default_workers
 from utils.storage.checkpoints import load_model, save_model
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -64,7 +64,7 @@ def measure(paths: Sequence[Path], model: Path, folder: Path, *, backend: str) -
     plain = timed(lambda: plain_way(paths[:max(1, len(paths) // 6)], model)) * len(paths) / max(1, len(paths) // 6)
     audio = len(paths) * FILE_MINUTES * 60
     total = sum(parts.values())
-    print(f"{audio / 3600:.1f} h at {RATE} Hz, B0, {SEGMENT_MS // 1000} s windows, {default_threads()} cores,"
+    print(f"{audio / 3600:.1f} h at {RATE} Hz, B0, {SEGMENT_MS // 1000} s windows, {default_workers()} cores,"
           f" {plan_backend(model, device='cpu', backend=backend).library}")
     print(f"start-up                     {start_up:8.2f} s")
     print(f"whole command                {whole:8.2f} s   {audio / whole:6.0f} times real time")
@@ -134,12 +134,12 @@ def floor(paths: Sequence[Path], model: Path, backend: str) -> dict[str, float]:
              "network": functools.partial(score, plan)}
     found = {}
     for name, step in steps.items():
-        with multiprocessing.get_context("spawn").Pool(default_threads()) as pool:
-            shares = [len(paths)] * default_threads()
+        with multiprocessing.get_context("spawn").Pool(default_workers()) as pool:
+            shares = [len(paths)] * default_workers()
             pool.map(functools.partial(_warm, step, paths[0]), shares, chunksize=1)
             # what one file takes, times the files of a core: reading is cached, arrays are made beforehand
             found[name] = float(np.median(pool.map(functools.partial(_repeat, step, paths[0]), shares, chunksize=1)))
-            found[name] *= len(paths) / default_threads()
+            found[name] *= len(paths) / default_workers()
     return found
 
 
@@ -149,7 +149,7 @@ def _warm(step: Callable, path: Path, _: int) -> None:
 
 def _repeat(step: Callable, path: Path, n_files: int) -> float:
     """Return the seconds of a file, the mean over as many as a core would have, while the others do the same."""
-    return float(np.mean([step(path) for _ in range(max(1, n_files // default_threads()))]))
+    return float(np.mean([step(path) for _ in range(max(1, n_files // default_workers()))]))
 
 
 def decode(path: Path) -> float:

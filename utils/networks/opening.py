@@ -14,7 +14,8 @@ from models.errors import ConfigError
 from utils.networks.backends import Backend
 from utils.networks.conversions import (LIBRARIES, UNABLE, check_library, find_converted, installed_libraries,
                                         read_description, read_metadata)
-from utils.running.hardware import default_threads, may_have_accelerator
+from utils.running.hardware import may_have_accelerator
+from utils.running.parallel import default_workers
 from utils.storage.files import file_sha256
 
 BACKENDS = ("auto", "torch", "onnx", "openvino")
@@ -92,7 +93,7 @@ class BackendPlan:
         CheckpointError, ConfigError
             If the model cannot be trusted, or the device or precision is not there.
         """
-        threads = n_threads or default_threads()
+        threads = n_threads or default_workers()
         if self.converted is not None:
             from utils.networks.onnx_backends import open_converted
             return open_converted(self.converted, self.description(), library=self.library,

@@ -33,8 +33,7 @@ from utils.prediction.records import (Answer, PredictedRecording, PredictionSett
 from utils.prediction.scores import scoring_key
 from utils.prediction.scoring import ReadAndScore, Scorer, SpanScores
 from utils.prediction.spans import Failed, Opened, ReadingPlan, Recording, SpanJob, name_of, read_spans
-from utils.running.hardware import default_threads
-from utils.running.parallel import Done, Executor, LocalProcesses, Lost, ThisProcess
+from utils.running.parallel import Done, Executor, LocalProcesses, Lost, ThisProcess, default_workers
 from utils.storage.config_files import read_config, settings_in_file
 from utils.storage.names import name_to_text
 
@@ -331,7 +330,7 @@ class EfficientNetPredictor:
     def _parts(self, jobs: Iterable[SpanJob]) -> Iterator[tuple[SpanJob, Any]]:
         if self._in_workers:
             assert isinstance(self._executor, LocalProcesses)
-            n_threads = max(1, default_threads() // self._executor.n_workers)
+            n_threads = max(1, default_workers() // self._executor.n_workers)
             plan = replace(self.plan, n_shares=min(self._executor.n_workers, _MOST_SHARES))
             work = ReadAndScore(plan, self._backend_plan, n_threads, self._batch_size, self._with_embeddings)
             return self._executor.stream(work, jobs, in_order=False)

@@ -6,12 +6,6 @@ import platform
 import sys
 
 
-def default_threads() -> int:
-    """Return the number of CPU cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
 def may_have_accelerator() -> bool:
     """Whether there is a CUDA device, or Apple's GPU; PyTorch decides whether it can use it."""
     if sys.platform == "darwin":

@@ -9,7 +9,7 @@ from tests.utils.networks.onnx_files import DESCRIPTION, logits_by_hand, metadat
 from utils.networks import conversions, opening
 from utils.networks.conversions import conversion_places
 from utils.networks.opening import load_backend, plan_backend
-from utils.running.hardware import default_threads
+from utils.running.parallel import default_workers
 from utils.storage.files import file_sha256
 
 pytest.importorskip("onnx")
@@ -250,7 +250,7 @@ def test_a_network_is_told_how_many_threads_to_use(exported, library):
     pytest.importorskip("openvino" if library == "openvino" else "onnxruntime")
     plan = plan_backend(exported, backend=library)
     assert plan.open(n_threads=1).n_threads == 1
-    assert plan.open().n_threads == default_threads()
+    assert plan.open().n_threads == default_workers()
 
 
 def test_pytorch_has_no_integers():
