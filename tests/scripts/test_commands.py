@@ -12,6 +12,7 @@ import soundfile as sf
 
 from scripts import evaluate_model, make_demo_data, predict_efficientnet, preprocess_enhanced, train_efficientnet
 from tests.conftest import PROJECT, TINY_CLASSES
+from utils.prediction.outputs import FORMATS
 from utils.storage.checkpoints import load_model
 
 COMMANDS = {"preprocess_enhanced": preprocess_enhanced, "train_efficientnet": train_efficientnet,
@@ -197,6 +198,10 @@ def test_predict_without_a_model(tmp_path, capsys):
     write_tone(tmp_path / "x.wav")
     check(predict_efficientnet, ["--model_path", tmp_path / "m.pth", "--input", tmp_path / "x.wav"], capsys, code=2,
           words=("m.pth", "does not exist"))
+
+
+def test_predict_offers_every_format_there_is():
+    assert predict_efficientnet._FORMATS == tuple(FORMATS)
 
 
 def test_predict_refuses_csv_on_stdout_and_unknown_formats(tmp_path, capsys):

@@ -55,3 +55,8 @@ class Backend(Protocol):
 
     def run(self, log_mels: np.ndarray, *, with_embeddings: bool = False) -> NetworkOutput:
         """Apply the network to one batch of log-mels, float32 ``(n_windows, n_mels, n_frames)`` in dB."""
+
+
+def backend_name(library: str, device: str, precision: str | None) -> str:
+    """Return the name of a back end; float32, which is usual, is not told."""
+    return f"{library}-{device}" + ("" if precision in (None, "float32") else f"-{precision}")

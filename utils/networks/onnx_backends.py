@@ -9,7 +9,7 @@ import threading
 import numpy as np
 
 from models.description import ModelDescription
-from utils.networks.backends import NetworkOutput
+from utils.networks.backends import NetworkOutput, backend_name
 from utils.networks.conversions import EMBEDDINGS, INPUT, LOGITS, check_library, opened
 
 BATCH_SIZE = 4  # on a core, larger ones only fall out of its cache
@@ -34,7 +34,7 @@ class OnnxBackend:
                  precision: str = "float32") -> None:
         import onnxruntime
         self.description, self.n_threads, self.batch_size = description, n_threads, BATCH_SIZE
-        self.name = "onnx-cpu" + ("" if precision == "float32" else f"-{precision}")
+        self.name = backend_name("onnx", "cpu", precision)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = n_threads, 1
         options.log_severity_level = 3
@@ -66,7 +66,7 @@ class OpenVinoBackend:
                  precision: str = "float32") -> None:
         import openvino
         self.description, self.n_threads, self.batch_size = description, n_threads, BATCH_SIZE
-        self.name = "openvino-cpu" + ("" if precision == "float32" else f"-{precision}")
+        self.name = backend_name("openvino", "cpu", precision)
         # the precision is always told: by itself OpenVINO takes bfloat16 where the processor has it
         properties = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
                       "INFERENCE_NUM_THREADS": n_threads, "NUM_STREAMS": 1}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from models.description import ModelDescription
 from models.errors import ConfigError
-from utils.networks.backends import Backend
+from utils.networks.backends import Backend, backend_name
 from utils.networks.conversions import (LIBRARIES, UNABLE, check_library, find_converted, installed_libraries,
                                         read_description, read_metadata)
 from utils.running.hardware import may_have_accelerator
@@ -19,7 +19,6 @@ from utils.running.parallel import default_workers
 from utils.storage.files import file_sha256
 
 BACKENDS = ("auto", "torch", "onnx", "openvino")
-PRECISIONS = ("float32", "bf16", "int8")
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,7 @@ class BackendPlan:
 
     def name(self) -> str:
         """Return the name that the back end will have, without loading it; only where ``is_light``."""
-        suffix = "" if self.precision in (None, "float32") else f"-{self.precision}"
-        return f"{self.library}-cpu{suffix}"
+        return backend_name(self.library, "cpu", self.precision)
 
 
 def plan_backend(model_path: str | os.PathLike, *, device: str = "auto", class_names: Sequence[str] | None = None,

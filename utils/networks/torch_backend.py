@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from models.errors import ConfigError
-from utils.networks.backends import NetworkOutput
+from utils.networks.backends import NetworkOutput, backend_name
 from utils.running.devices import autocast, synchronise
 from utils.storage.checkpoints import TrainedModel
 
@@ -36,7 +36,7 @@ class TorchBackend:
             raise ConfigError(f"--precision {precision} is not for PyTorch: use --backend onnx")
         self.description = model.description
         self.device = device
-        self.name = f"torch-{device.type}" + ("" if precision == "float32" else f"-{precision}")
+        self.name = backend_name("torch", device.type, precision)
         self.n_threads = torch.get_num_threads()
         self.batch_size = BATCH_SIZES[device.type]
         self._dtype = _DTYPES[precision]

@@ -20,7 +20,8 @@ from utils.audio.annotations import (BIRDNET_COLUMNS, RAVEN_COLUMNS, MarkedSound
                                      raven_row)
 from utils.audio.recorders import RECORDER_COLUMNS
 from utils.prediction.nights import NIGHT_COLUMNS, Nights
-from utils.prediction.records import Answer, PredictionSettings, ScoredRecording, recorder_columns
+from utils.prediction.records import (Answer, PredictedRecording, PredictionSettings, ScoredRecording,
+                                      recorder_columns)
 from utils.storage.files import atomic_path
 from utils.storage.names import clip_id, fitting_name, name_to_text
 
@@ -90,8 +91,7 @@ def recording_row(recording: ScoredRecording, *, n_detections: int) -> dict:
 
 def error_record(recording: ScoredRecording) -> dict:
     """Return what stands under ``errors`` for a recording that could not be used."""
-    return {"file_path": name_to_text(recording.name), "status": recording.outcome.status,
-            "error": name_to_text(recording.outcome.reason)}
+    return PredictedRecording(name_to_text(recording.name), recording.outcome, ()).error_record()
 
 
 # JSON

@@ -201,11 +201,8 @@ class EfficientNetPredictor:
         A recording is yielded as soon as its last window and those of the recordings before it are scored.
         """
         for scored in self._score_in_order(map(_recording, recordings)):
-            records: list[dict] = []
-            if scored.outcome.status == "ok" and self.settings.segment_mode:
-                records = [self.records.segment_record(scored, answer) for answer in self.answers(scored)]
-            elif scored.outcome.status == "ok":
-                records = [self.records.file_record(scored)]
+            records = ([self.record(scored, answer) for answer in self.answers(scored)]
+                       if scored.outcome.status == "ok" else [])
             yield PredictedRecording(name_to_text(scored.name), scored.outcome, records)
 
     def answers(self, scored: ScoredRecording) -> Iterator[Answer]:
@@ -214,6 +211,11 @@ class EfficientNetPredictor:
         Its segments, the detections that they join to, or without ``segment_mode`` the whole.
         """
         return self._segment_answers(scored) if self.settings.segment_mode else iter([self.records.whole(scored)])
+
+    def record(self, scored: ScoredRecording, answer: Answer) -> dict:
+        """Return the record of what ``answers`` gave."""
+        make = self.records.segment_record if self.settings.segment_mode else self.records.file_record
+        return make(scored, answer)
 
     def score(self, jobs: Iterable[SpanJob], *, executor: Executor | None = None
               ) -> Iterator[tuple[SpanJob, Opened | SpanScores | Failed]]:

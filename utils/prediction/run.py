@@ -10,30 +10,28 @@ import os
 import shutil
 import tempfile
 import time
-import zipfile
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TextIO
 
-import numpy as np
-
 from models.errors import AudioError, ConfigError
 from utils.audio.recordings import AUDIO_EXTENSIONS, find_recordings
 from utils.prediction.clips import Clip, write_clips
+from utils.prediction.embeddings import write_embeddings
 from utils.prediction.outputs import (FORMATS, RECORDINGS, JsonWriter, ResultsHead, Writer, journal_path, output_path,
                                       results_name)
 from utils.prediction.predictor import EfficientNetPredictor
-from utils.prediction.records import ScoredRecording, segments_of
+from utils.prediction.records import ScoredRecording
 from utils.prediction.scores import ScoreStore
 from utils.prediction.scoring import SpanScores
 from utils.prediction.spans import Failed, Opened, SpanJob
 from utils.running.parallel import Executor, Lost, run_each
 from utils.running.progress import HoursProgress, progress
-from utils.storage.files import atomic_path, read_text, remove_temporaries
+from utils.storage.files import read_text, remove_temporaries
 from utils.storage.journal import Journal
 from utils.storage.locks import locked
 from utils.storage.names import clip_id, folder_name, name_to_text, text_to_name
@@ -308,59 +306,26 @@ class _Run:
                 written.append(path)
             self.feed(writers)
         if settings.embeddings is not None:
-            self._write_embeddings(settings.embeddings, head.content["summary"]["segments"])
+            write_embeddings(settings.embeddings, self.recordings(), self._predictor.plan,
+                             n_segments=head.content["summary"]["segments"])
             written.append(settings.embeddings)
         return RunResult(dict(head.content["summary"]), written)
 
     def feed(self, writers: Sequence[Writer]) -> None:
         """Give every record to every writer."""
         predictor = self._predictor
-        make: Callable = predictor.records.segment_record
         for recording in progress(self.recordings(), total=len(self._paths), description="writing", unit="file"):
             for writer in writers:
                 writer.begin(recording)
             n_detections = 0
             if recording.outcome.status == "ok":
                 for answer in predictor.answers(recording):
-                    record = (make(recording, answer) if predictor.settings.segment_mode
-                              else predictor.records.file_record(recording, answer))
+                    record = predictor.record(recording, answer)
                     n_detections += answer.decision.above_threshold
                     for writer in writers:
                         writer.add(recording, answer, record)
             for writer in writers:
                 writer.end(recording, n_detections=n_detections)
-
-    def _write_embeddings(self, path: Path, n_segments: int) -> None:
-        """Write the mean embedding of each segment's windows as rows, beside them whose they are."""
-        rate, plan = self._predictor.model.frontend.sample_rate, self._predictor.plan
-        numbers, starts, ends = array("q"), array("d"), array("d")
-        names: list[str] = []
-        with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            with archive.open("embeddings.npy", "w", force_zip64=True) as stream:
-                begun = False
-                for recording in self.recordings():
-                    if recording.outcome.status != "ok":
-                        continue
-                    names.append(name_to_text(recording.name))
-                    for scores in recording.spans():
-                        for segment in segments_of(plan, scores.span):
-                            assert scores.embeddings is not None
-                            row = scores.embeddings[segment.rows].mean(axis=0).astype(np.float32)
-                            if not begun:
-                                begun = True
-                                np.lib.format.write_array_header_2_0(stream, {
-                                    "descr": "<f4", "fortran_order": False, "shape": (n_segments, len(row))})
-                            stream.write(row.tobytes())
-                            numbers.append(len(names) - 1)
-                            starts.append(segment.start / rate)
-                            ends.append(segment.end / rate)
-                if not begun:
-                    np.lib.format.write_array(stream, np.zeros((0, 0), np.float32))
-            for name, values in (("file_paths", np.array(names, dtype=np.str_)),
-                                 ("file_index", np.array(numbers, dtype=np.int64)),
-                                 ("start_seconds", np.array(starts)), ("end_seconds", np.array(ends))):
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
-                    np.lib.format.write_array(stream, values, allow_pickle=False)
 
     def cut_clips(self, folder: Path, executor: Executor) -> int:
         """Cut every detection out of its recording; return how many were cut."""
