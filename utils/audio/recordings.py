@@ -95,6 +95,8 @@ class RecordingReader:
         Rate of the samples it yields, in Hz; the recording's own when None.
     on_block : callable, optional
         Called for every block that was decoded: a sign of life, however little a block gives.
+    examine : callable, optional
+        Called with every block as it was stored: float32 ``(n, channels)`` at the recording's own rate, in order.
 
     Attributes
     ----------
@@ -114,10 +116,11 @@ class RecordingReader:
     """
 
     def __init__(self, recording: str | os.PathLike | Samples | FileObject, *, sample_rate: int | None,
-                 on_block: Callable[[], None] | None = None) -> None:
+                 on_block: Callable[[], None] | None = None,
+                 examine: Callable[[np.ndarray], None] | None = None) -> None:
         self.path = Path(recording.name if isinstance(recording, (Samples, FileObject)) else recording)
         self.damage = ""
-        self._on_block = on_block
+        self._on_block, self._examine = on_block, examine
         self._frames_read = 0
         try:
             self._source: Stream = open_stream(recording)
@@ -273,6 +276,8 @@ class RecordingReader:
             self._frames_read += len(block)
             if self._on_block is not None:
                 self._on_block()
+            if self._examine is not None:
+                self._examine(block)
             yield block
 
 

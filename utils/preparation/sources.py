@@ -34,11 +34,23 @@ COLUMN_CANDIDATES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Region:
-    """A labelled part of a recording; ``end_seconds`` None is the recording's end."""
+    """A labelled part of a recording.
+
+    Parameters
+    ----------
+    class_name : str
+        What is heard in it.
+    start_seconds, end_seconds : float, float or None
+        In the recording; None is its end.
+    low_hertz, high_hertz : float or None
+        Frequencies it lies between; None where nobody said.
+    """
 
     class_name: str
     start_seconds: float = 0.0
     end_seconds: float | None = None
+    low_hertz: float | None = None
+    high_hertz: float | None = None
 
 
 @dataclass(frozen=True)
