@@ -7,6 +7,7 @@ decibels. Each clip is treated alone, so its result never depends on what else i
 import functools
 import hashlib
 import json
+import math
 
 import numpy as np
 import scipy.fft
@@ -56,7 +57,7 @@ def segment_starts(n_samples: int, *, segment_samples: int, hop_samples: int, le
     return [*regular, last]
 
 
-def mel_filters(config: FrontendConfig) -> np.ndarray:
+def mel_filters(config: FrontendConfig, *, frequency_ratio: float = 1.0) -> np.ndarray:
     """Return the mel filter bank: triangles between equally spaced points of the mel scale.
 
     The same numbers as ``librosa.filters.mel``, which takes half a second to import for them.
@@ -65,6 +66,8 @@ def mel_filters(config: FrontendConfig) -> np.ndarray:
     ----------
     config : FrontendConfig
         Its rate, transform and mel settings are used.
+    frequency_ratio : float
+        Above 0: each frequency is weighted as this multiple of it, so that the bands show the sound higher or lower.
 
     Returns
     -------
@@ -77,17 +80,23 @@ def mel_filters(config: FrontendConfig) -> np.ndarray:
     1 kHz, logarithmic above, triangles of equal area (``mel_norm="slaney"``). ``mel_scale="htk"``: O'Shaughnessy
     (1987), Speech Communication, p. 150.
     """
-    to_mel, to_hertz = ((_hertz_to_mel_htk, _mel_to_hertz_htk) if config.mel_scale == "htk"
-                        else (_hertz_to_mel_slaney, _mel_to_hertz_slaney))
-    low, high = to_mel(np.array([config.f_min, config.f_max]))
-    edges = to_hertz(np.linspace(low, high, config.n_mels + 2))
+    edges = _band_edges(config)
     widths = np.diff(edges)
-    ramps = np.subtract.outer(edges, np.fft.rfftfreq(config.n_fft, d=1.0 / config.sample_rate))
+    hertz = np.fft.rfftfreq(config.n_fft, d=1.0 / config.sample_rate)
+    ramps = np.subtract.outer(edges, frequency_ratio * hertz)
     rising, falling = -ramps[:-2] / widths[:-1, None], ramps[2:] / widths[1:, None]
     filters = np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
     if config.mel_norm == "slaney":
         filters *= (2.0 / (edges[2:] - edges[:-2]))[:, None]
     return filters
+
+
+def _band_edges(config: FrontendConfig) -> np.ndarray:
+    """Return the corners of the triangles in Hz, float64 ``(n_mels + 2,)``; the inner ones are their peaks."""
+    to_mel, to_hertz = ((_hertz_to_mel_htk, _mel_to_hertz_htk) if config.mel_scale == "htk"
+                        else (_hertz_to_mel_slaney, _mel_to_hertz_slaney))
+    low, high = to_mel(np.array([config.f_min, config.f_max]))
+    return to_hertz(np.linspace(low, high, config.n_mels + 2))
 
 
 _LINEAR_HERTZ = 200.0 / 3  # a mel below the break
@@ -126,10 +135,13 @@ class LogMelFrontend:
     ----------
     n_empty_bands : int
         Mel bands narrower than a frequency bin, which hold nothing: lower ``n_mels`` or raise ``n_fft``.
+    band_hertz : numpy.ndarray
+        float64 ``(n_mels,)``, the frequency in Hz at which each mel band peaks.
     """
 
     def __init__(self, config: FrontendConfig) -> None:
         self.config = config
+        self.band_hertz = _band_edges(config)[1:-1]
         # glibc keeps what it is given back once it has been given back something larger; without this every block below
         # is handed to the system and fetched again, which takes a fifth of the time
         np.empty(_KEPT_BYTES, dtype=np.uint8)
@@ -179,18 +191,68 @@ class LogMelFrontend:
         Frames are centred: frame ``i`` is centred on sample ``i * hop_length``. Power spectrum, mel
         triangles (Slaney 1998, Auditory Toolbox, or HTK), ``10 log10(max(power, 1e-10))``.
         """
-        config = self.config
-        clip = self.fit_length(np.ascontiguousarray(waveform, dtype=np.float32))
-        padded = np.pad(clip, config.n_fft // 2, mode="reflect" if config.edge_mode == "reflect" else "constant")
-        frames = np.lib.stride_tricks.sliding_window_view(padded, config.n_fft)[::config.hop_length]
-        mel = np.empty((config.n_mels, len(frames)), dtype=np.float32)
+        return self.decibels(self.mel_power(waveform))
+
+    def mel_power(self, waveform: np.ndarray, *, rate: float = 1.0, frequency_ratio: float = 1.0) -> np.ndarray:
+        """Return the power in each mel band, of the window as it is or as it would be at another speed and pitch.
+
+        Parameters
+        ----------
+        waveform : numpy.ndarray
+            float32 ``(n_samples,)`` in [-1, 1] at ``sample_rate``; fitted to the window length first.
+        rate : float
+            Speed, above 0: 2 is twice as fast at the same pitch. A result too short is repeated, one too long is cut.
+        frequency_ratio : float
+            Above 0: what sounds at ``f`` Hz is counted as if at ``frequency_ratio * f``, its duration unchanged. What
+            comes to lie above ``f_max`` or below ``f_min`` is lost; bands that nothing comes to hold nothing.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32 ``(n_mels, n_frames)``, at least 0, for ``decibels``.
+
+        Notes
+        -----
+        Neither change needs a phase, so no waveform is built for it: frames are taken at other places, and the filter
+        bank is warped, as in Jaitly and Hinton (2013), "Vocal Tract Length Perturbation (VTLP) improves speech
+        recognition", ICML Workshop on Deep Learning for Audio, Speech and Language Processing.
+        """
+        frames = self._frames(self.fit_length(np.ascontiguousarray(waveform, dtype=np.float32)), rate=rate)
+        filters = (self._filters if frequency_ratio == 1.0
+                   else scipy.sparse.csr_array(mel_filters(self.config, frequency_ratio=frequency_ratio)))
+        mel = np.empty((self.config.n_mels, len(frames)), dtype=np.float32)
         for first in range(0, len(frames), _FRAMES_PER_BLOCK):
             block = frames[first:first + _FRAMES_PER_BLOCK]
             spectrum = scipy.fft.rfft(block * self._window, axis=1)
             power = spectrum.real ** 2 + spectrum.imag ** 2
-            mel[:, first:first + len(block)] = self._filters @ power.T
-        log_mel = 10.0 * np.log10(np.maximum(mel, _SMALLEST_POWER))
-        return np.maximum(log_mel, log_mel.max() - np.float32(config.top_db))
+            mel[:, first:first + len(block)] = filters @ power.T
+        return mel
+
+    def _frames(self, clip: np.ndarray, *, rate: float) -> np.ndarray:
+        """Return the frames of a window, float32 ``(n_frames, n_fft)``; at another rate those that stand there then."""
+        config = self.config
+        source = clip if rate == 1.0 else np.resize(clip, math.ceil(rate * len(clip)))
+        padded = np.pad(source, config.n_fft // 2, mode="reflect" if config.edge_mode == "reflect" else "constant")
+        frames = np.lib.stride_tricks.sliding_window_view(padded, config.n_fft)
+        if rate == 1.0:
+            return frames[::config.hop_length]  # a view, which costs nothing
+        return frames[(np.arange(config.n_frames) * config.hop_length * rate).astype(np.intp)]
+
+    def decibels(self, mel_power: np.ndarray) -> np.ndarray:
+        """Return the power of one window in dB above its floor.
+
+        Parameters
+        ----------
+        mel_power : numpy.ndarray
+            float32 ``(n_mels, n_frames)``, at least 0, from ``mel_power``.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32 ``(n_mels, n_frames)``, as ``log_mel`` returns it.
+        """
+        log_mel = 10.0 * np.log10(np.maximum(mel_power, _SMALLEST_POWER))
+        return np.maximum(log_mel, log_mel.max() - np.float32(self.config.top_db))
 
 
 @functools.lru_cache(maxsize=2)

@@ -212,14 +212,19 @@ class FrontendConfig(_Settings):
 class AugmentationConfig(_Settings):
     """Strength of each augmentation; every one can be switched off.
 
-    The first block changes waveforms (``preprocess_enhanced.py --apply_augmentation``), the second
-    spectrograms while training.
+    The first block changes the sound itself (``preprocess_enhanced.py --apply_augmentation``), the second
+    spectrograms while training. What both do, bend the spectrum and mix background in, has one range for both.
     """
 
     use_time_stretch: bool = _setting(True, "play faster or slower, pitch unchanged")
     use_pitch_shift: bool = _setting(True, "raise or lower the pitch, duration unchanged")
     use_noise: bool = _setting(True, "add white noise at a drawn signal-to-noise ratio")
-    use_volume: bool = _setting(True, "change the level")
+    use_volume: bool = _setting(True, "change the level, never alone where another change is enabled")
+    use_background: bool = _setting(True, "mix in an excerpt of a background recording, where there are such, at a"
+                                          " level drawn from background_snr_db_range")
+    use_waveform_equaliser: bool = _setting(False, "colour the sound by a smooth gain, drawn for each octave from"
+                                                   " equaliser_gain_db_range; off, as use_equaliser does it anew in"
+                                                   " each epoch of training")
     time_stretch_range: tuple[float, float] = _setting((0.85, 1.18), "rate of the time stretch, lowest and highest")
     pitch_shift_range: tuple[float, float] = _setting((-2.0, 2.0), "pitch shift in semitones, lowest and highest")
     noise_snr_db_range: tuple[float, float] = _setting((8.0, 30.0), "signal-to-noise ratio in dB")
@@ -256,9 +261,10 @@ class AugmentationConfig(_Settings):
             yield f"low_pass_share_range must be in 0..1 (0 excluded), got {self.low_pass_share_range}"
 
 
-# those of AugmentationConfig that change waveforms: what an augmented copy depends on
-WAVEFORM_SETTINGS = ("use_time_stretch", "use_pitch_shift", "use_noise", "use_volume", "time_stretch_range",
-                     "pitch_shift_range", "noise_snr_db_range", "gain_db_range")
+# those of AugmentationConfig that change the sound itself: what an augmented copy depends on
+WAVEFORM_SETTINGS = ("use_time_stretch", "use_pitch_shift", "use_noise", "use_volume", "use_background",
+                     "use_waveform_equaliser", "time_stretch_range", "pitch_shift_range", "noise_snr_db_range",
+                     "gain_db_range", "background_snr_db_range", "equaliser_gain_db_range")
 
 # names of numbers, what each must fulfil unless it is null, and that in words
 _RULES_OF_NUMBERS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (

@@ -21,12 +21,20 @@ def build_parser() -> cli.CommandParser:
     parser = cli.CommandParser(__doc__)
     parser.add_argument("--input_dir", type=Path, required=True, help="recordings; the first folder below is the class")
     parser.add_argument("--output_dir", type=Path, required=True, help="where manifests and spectrograms go")
-    labels = parser.add_argument_group("labels from a table")
+    labels = parser.add_argument_group("labels from a table, or from annotations")
     labels.add_argument("--labels_csv", type=Path, help="CSV or TSV with a path and a label per row")
     for role in ("path", "label", "group", "fold", "start", "end"):
         labels.add_argument(f"--{role}_column", help=f"column of the {role} (default: a usual name)")
+    labels.add_argument("--annotations", type=Path, help="folder of Raven, Audacity or BirdNET tables, or one of them,"
+                        " or the decisions of a review page")
     labels.add_argument("--label_map", type=Path, help="CSV or JSON, raw label -> class")
     labels.add_argument("--drop_unmapped", action="store_true", help="leave out labels that --label_map lacks")
+    labels.add_argument("--min_overlap_seconds", type=cli.non_negative_seconds, default=0.5,
+                        help="how much of an annotation a window must hold to get its label, in s; half of one that is"
+                        " shorter than twice that")
+    labels.add_argument("--background_windows", action="store_true",
+                        help="windows of annotated recordings in which nothing is marked become the background class")
+    labels.add_argument("--background_label", default="environmental_sound", help="name of the background class")
     front = parser.add_argument_group("front end")
     defaults = FrontendConfig()
     units = {"sample_rate": "Hz", "n_fft": "samples", "hop_length": "samples", "n_mels": "bands", "f_min": "Hz",
@@ -44,14 +52,17 @@ def build_parser() -> cli.CommandParser:
     balance.add_argument("--augmentation_factor", type=cli.positive_int, default=3, help="copies per segment")
     balance.add_argument("--balance_classes", action="store_true", help="augment minority classes to the largest")
     balance.add_argument("--max_balance_ratio", type=float, default=10.0, help="a class grows at most this many times")
+    balance.add_argument("--background_dir", type=Path, help="recordings without calls to mix into copies (default: the"
+                         " training windows of environmental_sound)")
     split = parser.add_argument_group("split")
     for side, value in (("train", 0.70), ("val", 0.15), ("test", 0.15)):
         split.add_argument(f"--{side}_ratio", type=cli.share, default=value, help=f"share of {side}, 0..1")
-    split.add_argument("--group_by", choices=("recording", "folder", "column"), default="recording",
-                       help="what stays on one side of the split")
+    split.add_argument("--group_by", choices=("recording", "folder", "site", "night", "column"), default="recording",
+                       help="what stays on one side of the split; site and night as the recorder tells them")
     split.add_argument("--random_state", type=cli.non_negative_int, default=42, help="seed of split and augmentation")
     parser.add_argument("--workers", type=cli.positive_int, help="worker processes (default: CPU cores)")
     cli.add_silence_flag(parser)
+    parser.add_argument("--audit", action="store_true", help="examine the recordings, write audit.html, make nothing")
     parser.add_argument("--overwrite", action="store_true", help="redo everything instead of continuing")
     parser.add_argument("--strict", action="store_true", help="fail when any input fails")
     return parser
@@ -63,9 +74,8 @@ def run(flags: argparse.Namespace) -> int:
     # late: these bring NumPy, SciPy and pandas, which --help should not wait for
     with cli.quick_imports():
         from utils.running import parallel
-        from utils.preparation import sources
         from utils.preparation.extraction import PreprocessSettings
-        from utils.preparation.run import preprocess
+        from utils.preparation.run import examine, preprocess
 
     frontend = FrontendConfig(segment_duration_ms=flags.segment_duration,
                               **{name: getattr(flags, name) for name in _FRONTEND_FLAGS})
@@ -74,28 +84,58 @@ def run(flags: argparse.Namespace) -> int:
         segment_overlap_ms=flags.segment_overlap, segment_selection=flags.segment_selection,
         augmentation_factor=flags.augmentation_factor if flags.apply_augmentation else 0,
         balance_classes=flags.balance_classes, max_balance_ratio=flags.max_balance_ratio,
-        ratios=(flags.train_ratio, flags.val_ratio, flags.test_ratio), random_state=flags.random_state)
+        ratios=(flags.train_ratio, flags.val_ratio, flags.test_ratio), random_state=flags.random_state,
+        min_overlap_seconds=flags.min_overlap_seconds, group_by=flags.group_by, labels_from=_labels_from(flags),
+        background_label=flags.background_label if flags.background_windows else None,
+        background_dir=flags.background_dir)
+    executor = parallel.LocalProcesses(flags.workers or parallel.default_workers(),
+                                       silence_seconds=flags.silence_limit)
+    found = find_sources(flags)
+    if flags.audit:
+        results = examine(settings, found, executor=executor)
+    else:
+        results = preprocess(settings, found, executor=executor, overwrite=flags.overwrite)
+    tally = Counter(result.outcome.status for result in results)
+    if flags.audit:
+        print(f"{tally['ok']} of {len(results)} recordings are usable: open {flags.output_dir / 'audit.html'}")
+    else:
+        n_segments = sum(len(result.windows) for result in results)
+        print(f"{tally['ok']} of {len(results)} recordings gave {n_segments} segments in {flags.output_dir}")
+    failed = len(results) - tally["ok"]
+    if failed:
+        listing = ", ".join(f"{n} {status}" for status, n in sorted(tally.items()) if status != "ok")
+        print(f"{failed} could not be used ({listing}): the reasons are in"
+              f" {flags.output_dir / ('audit.csv' if flags.audit else 'files.csv')}")
+    # a copy of a recording is left out on purpose: nothing of it is missing
+    return cli.EXIT_NOTHING_USABLE if flags.strict and failed > tally["duplicate"] else cli.EXIT_DONE
+
+
+def find_sources(flags: argparse.Namespace) -> list:
+    """Return the recordings and labels that the flags name."""
+    from utils.preparation import sources
+    found = []
     if flags.labels_csv:
         columns = sources.TableColumns(path=flags.path_column, label=flags.label_column, group=flags.group_column,
                                        fold=flags.fold_column, start=flags.start_column, end=flags.end_column)
-        found = sources.sources_from_table(flags.labels_csv, flags.input_dir, columns=columns, group_by=flags.group_by)
-    else:
+        found = sources.sources_from_table(flags.labels_csv, flags.input_dir, columns=columns, group_by=flags.group_by,
+                                           background_label=flags.background_label)
+    if flags.annotations:
+        found = sources.combine(found, sources.sources_from_annotations(
+            flags.annotations, flags.input_dir, group_by=flags.group_by, background_label=flags.background_label,
+            label_column=flags.label_column if not flags.labels_csv else None))
+    if not flags.labels_csv and not flags.annotations:
         found = sources.sources_from_folders(flags.input_dir, group_by=flags.group_by)
     if flags.label_map:
         found = sources.apply_label_map(found, sources.read_label_map(flags.label_map),
                                         drop_unmapped=flags.drop_unmapped)
-    executor = parallel.LocalProcesses(flags.workers or parallel.default_workers(),
-                                       silence_seconds=flags.silence_limit)
-    results = preprocess(settings, found, executor=executor, overwrite=flags.overwrite)
-    tally = Counter(result.outcome.status for result in results)
-    n_segments = sum(len(result.windows) for result in results)
-    print(f"{tally['ok']} of {len(results)} recordings gave {n_segments} segments in {flags.output_dir}")
-    failed = len(results) - tally["ok"]
-    if failed:
-        listing = ", ".join(f"{n} {status}" for status, n in sorted(tally.items()) if status != "ok")
-        print(f"{failed} could not be used ({listing}): the reasons are in {flags.output_dir / 'files.csv'}")
-    # a copy of a recording is left out on purpose: nothing of it is missing
-    return cli.EXIT_NOTHING_USABLE if flags.strict and failed > tally["duplicate"] else cli.EXIT_DONE
+    return found
+
+
+def _labels_from(flags: argparse.Namespace) -> str:
+    """Return what tells one way of labelling from another; what it reads may grow without becoming another."""
+    names = ("labels_csv", "annotations", "label_map", "path_column", "label_column", "group_column", "fold_column",
+             "start_column", "end_column", "drop_unmapped", "background_windows", "background_label")
+    return "; ".join(f"{name}={getattr(flags, name)}" for name in names if getattr(flags, name))
 
 
 def settings_checks(flags: argparse.Namespace) -> None:
@@ -110,10 +150,17 @@ def settings_checks(flags: argparse.Namespace) -> None:
                           f" {flags.segment_overlap} ms")
     if flags.max_balance_ratio < 1:
         raise ConfigError(f"--max_balance_ratio must be at least 1, got {flags.max_balance_ratio:g}")
-    table_flags = [f"--{name}" for name in ("path_column", "label_column", "group_column", "fold_column",
-                                            "start_column", "end_column") if getattr(flags, name)]
+    table_flags = [f"--{name}" for name in ("path_column", "group_column", "fold_column", "start_column", "end_column")
+                   if getattr(flags, name)]
     if table_flags and not flags.labels_csv:
         raise ConfigError(f"{table_flags[0]} needs --labels_csv")
+    if flags.label_column and not flags.labels_csv and not flags.annotations:
+        raise ConfigError("--label_column needs --labels_csv or --annotations")
+    if flags.background_windows and not flags.labels_csv and not flags.annotations:
+        raise ConfigError("--background_windows needs --labels_csv or --annotations: a class folder labels the whole"
+                          " recording")
+    if flags.background_dir is not None:
+        cli.existing_folder(flags.background_dir, "--background_dir")
     if flags.drop_unmapped and not flags.label_map:
         raise ConfigError("--drop_unmapped needs --label_map")
 

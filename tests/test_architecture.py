@@ -52,9 +52,12 @@ LATE_IMPORTS = {
     "utils/prediction/outputs.py": {"import pyarrow", "from pyarrow import parquet"},  # an extra
     "utils/reports.py": {"import seaborn"},  # half a second, for one of the pictures
     # torch, scikit-learn and matplotlib: while they load, no recording is worked on
-    "utils/preparation/run.py": {"from utils.preparation.augmented_copies import augment_all, plan_copies",
-                                 "from utils.storage.splits import grouped_split",
-                                 "from utils.reports import plot_overview"},
+    "utils/preparation/run.py": {"from models.data_augmentation import AudioAugmentationPipeline",
+                                 "from utils.preparation.augmented_copies import"
+                                 " augment_all, background_pool, plan_copies",
+                                 "from utils.preparation.audit_files import write_audit"},
+    "utils/preparation/dataset.py": {"from utils.preparation.audit import audit",
+                                     "from utils.reports import plot_overview"},
 }
 # where whatever a decoder raises is that file's, and whatever work raises is handed to the process that asked for it
 CATCHING_EVERYTHING = {"utils/audio/streams.py", "utils/running/parallel.py"}

@@ -7,15 +7,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _CSS = """
-body { font: 16px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color: #1c1c1c; background: #fff;
-       max-width: 62rem; margin: 2rem auto; padding: 0 1.25rem; overflow-wrap: break-word; }
+:root { --text: #1c1c1c; --back: #fff; --faint: #4a4a4a; --line: #d5d5d5; --strong: #555; --raised: #f3f6f9; }
+body { font: 16px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif;
+       color: var(--text); background: var(--back); max-width: 62rem; margin: 2rem auto; padding: 0 1.25rem;
+       overflow-wrap: break-word; }
 h1 { font-size: 1.7rem; margin: 0 0 1rem; } h2 { font-size: 1.25rem; margin: 2.5rem 0 .75rem; }
-.note { color: #4a4a4a; font-size: .9rem; }
+.note { color: var(--faint); font-size: .9rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: 1rem 0 .4rem; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid #d5d5d5; text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; min-width: 9rem; } thead th { border-bottom: 2px solid #555; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+th:first-child, td:first-child { text-align: left; min-width: 9rem; }
+thead th { border-bottom: 2px solid var(--strong); }
 tbody th { font-weight: 400; } tbody th, .settings td { overflow-wrap: anywhere; }
 td { white-space: nowrap; } .settings th, .settings td { text-align: left; white-space: normal; }
 figure { margin: 1.5rem 0; } figcaption { font-weight: 600; margin-bottom: .4rem; }
@@ -23,6 +26,12 @@ img { max-width: 100%; height: auto; }
 @media print { body { margin: 0; max-width: none; font-size: 11pt; } .scroll { overflow: visible; }
                figure, tr { break-inside: avoid; } h2, caption { break-after: avoid; }
                img { max-height: 11cm; } table { font-size: .75rem; } }
+"""
+# for pages whose own colours are these variables; on paper they stay light
+DARK_CSS = """
+:root { color-scheme: light dark; }
+@media screen and (prefers-color-scheme: dark) {
+:root { --text: #e4e4e8; --back: #14141a; --faint: #a9a9b4; --line: #3a3a45; --strong: #8a8a96; --raised: #20202a; } }
 """
 
 
@@ -96,9 +105,22 @@ def table(head: Sequence[str], rows: Iterable[Sequence], *, caption: str = "", k
 
 def figure(title: str, picture: str | os.PathLike) -> Markup:
     """Return a picture, a PNG file, that is part of the page, below its title."""
-    data = base64.b64encode(Path(picture).read_bytes()).decode("ascii")
-    image = Markup(f'<img alt="{escaped(title)}" src="data:image/png;base64,{data}">')
-    return element("figure", element("figcaption", title), image)
+    return element("figure", element("figcaption", title), image(title, Path(picture).read_bytes()))
+
+
+def image(description: str, png: bytes) -> Markup:
+    """Return a picture that is part of the page; ``description`` is read out where it cannot be seen."""
+    return Markup(f'<img alt="{escaped(description)}" src="data:image/png;base64,{_base64(png)}">')
+
+
+def audio_player(description: str, mp3: bytes) -> Markup:
+    """Return a player of a sound that is part of the page; ``description`` is what a screen reader calls it."""
+    return Markup(f'<audio controls preload="none" aria-label="{escaped(description)}"'
+                  f' src="data:audio/mpeg;base64,{_base64(mp3)}"></audio>')
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
 
 
 def number_text(value: float | None, *, decimals: int = 3, sign: str = "") -> str:

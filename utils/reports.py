@@ -5,18 +5,22 @@ Class names come from strangers: they are never read as mathematical text, and c
 """
 
 import contextlib
+import io
 import math
 import os
+import textwrap
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import librosa
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
@@ -28,6 +32,7 @@ from utils.storage.files import atomic_path
 _STYLE = {"font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False,
           "axes.grid.axis": "both", "grid.color": "#dddddd", "axes.axisbelow": True, "legend.frameon": False,
           "text.parse_math": False, "axes.formatter.limits": (-3, 5)}
+_DARK = {"axes.facecolor": "#14141c", "axes.edgecolor": "#14141c", "xtick.color": "#d8d8e0", "ytick.color": "#d8d8e0"}
 _DPI = 120
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072b2", "#d55e00", "#009e73", "#777777"  # Okabe and Ito: told apart by all eyes
 _COLOURS = (_BLUE, _ORANGE, _GREEN, "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
@@ -39,12 +44,29 @@ _TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000, 16000, 32000, 64000)
 _LEAST_TICK_GAP = 0.06  # of the height, so that neighbouring labels do not touch
 _NO_GLYPH = r"Glyph \d+ .*missing from"  # a script the font lacks is drawn as boxes; the tables name the class
 
+_FINDINGS_INCHES, _FINDINGS_CHARACTERS, _MOST_CODES = 3.0, 40, 8
+_SMALL_INCHES, _SMALL_DPI = (3.2, 1.5), 100
+_SMALL_COLOURS = 24  # 3 dB each: half the bytes of a smooth scale
+_SMALL_AXES = (0.085, 0.12, 0.905, 0.86)  # left, bottom, width and height, in shares of the picture
+
 _KEY_SCORES = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "macro_roc_auc", "macro_average_precision")
 
 
+class Found(Protocol):
+    """What was found in a data set: how bad it is, and of what kind."""
+
+    @property
+    def severity(self) -> str:
+        """Tell how bad it is."""
+
+    @property
+    def code(self) -> str:
+        """Tell its kind."""
+
+
 def plot_overview(path: str | os.PathLike, *, counts: pd.DataFrame,
-                  examples: Mapping[str, tuple[np.ndarray, FrontendConfig]]) -> None:
-    """Draw the class balance of each split above one example spectrogram per class.
+                  examples: Mapping[str, tuple[np.ndarray, FrontendConfig]], findings: Sequence[Found] = ()) -> None:
+    """Draw the class balance of each split, what was found beside it, and below one example spectrogram per class.
 
     Parameters
     ----------
@@ -54,17 +76,21 @@ def plot_overview(path: str | os.PathLike, *, counts: pd.DataFrame,
         Spectrograms of each class in each split.
     examples : mapping of str to (np.ndarray float32 (n_mels, n_frames) in dB, FrontendConfig)
         Spectrograms by class name; a class may be missing.
+    findings : sequence of Found
+        The worst first; told by severity and code. None: nothing stands beside the balance.
     """
+    told = _findings_text(findings)
     shown = [name for name in counts.index if name in examples]
     n_columns = 3 if len(shown) <= 12 else 6
     n_rows = math.ceil(len(shown) / n_columns)
-    heights = [1.3 + 0.34 * len(counts), 2.2 * n_rows]
-    with _picture(path, width=max(10.0, 2.9 * n_columns), height=sum(heights)) as figure:
+    heights = [max(1.3 + 0.34 * len(counts), 0.5 + 0.19 * told.count("\n")), 2.2 * n_rows]
+    width = max(10.0, 2.9 * n_columns) + (_FINDINGS_INCHES if told else 0)
+    with _picture(path, width=width, height=sum(heights)) as figure:
         if not shown:
-            _draw_balance(figure.subplots(), counts)
+            _draw_top(figure, counts, told)
             return
         top, bottom = figure.subfigures(2, 1, height_ratios=heights)
-        _draw_balance(top.subplots(), counts)
+        _draw_top(top, counts, told)
         axes = bottom.subplots(n_rows, n_columns, squeeze=False).ravel()
         for ax in axes[len(shown):]:
             ax.set_axis_off()
@@ -72,6 +98,34 @@ def plot_overview(path: str | os.PathLike, *, counts: pd.DataFrame,
             image = _draw_spectrogram(ax, *examples[name])
             ax.set_title(_label(name), fontsize=9)
         bottom.colorbar(image, ax=axes, label="dB below the loudest point", fraction=0.03, pad=0.01)
+
+
+def spectrogram_png(log_mel: np.ndarray, frontend: FrontendConfig) -> bytes:
+    """Draw one spectrogram small, dark and with little around it, for a page that shows many.
+
+    Parameters
+    ----------
+    log_mel : np.ndarray, float32, shape (n_mels, n_frames), dB
+        What to draw.
+    frontend : FrontendConfig
+        What it was made with.
+
+    Returns
+    -------
+    bytes
+        A PNG of 320 by 150 pixels.
+    """
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_STYLE | _DARK):
+        figure = Figure(figsize=_SMALL_INCHES, facecolor=_DARK["axes.facecolor"])
+        ax = figure.add_axes(_SMALL_AXES)
+        _draw_spectrogram(ax, log_mel, frontend).set(cmap=matplotlib.colormaps["magma"].resampled(_SMALL_COLOURS),
+                                                     interpolation="nearest")
+        ax.set(xlabel="", ylabel="")  # the page tells the units once for all
+        ax.set_yticks(*_mel_ticks(frontend, least_gap=2 * _LEAST_TICK_GAP))
+        ax.tick_params(labelsize=7, length=2, pad=1)
+        figure.savefig(buffer, format="png", dpi=_SMALL_DPI)
+    return buffer.getvalue()
 
 
 def plot_history(path: str | os.PathLike, history: pd.DataFrame, *, best_epoch: int) -> None:
@@ -299,6 +353,33 @@ def _label(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
+def _findings_text(findings: Sequence[Found]) -> str:
+    """Return a line for each code, counted, below its severity."""
+    lines: list[str] = []
+    for severity in dict.fromkeys(found.severity for found in findings):
+        codes = Counter(found.code for found in findings if found.severity == severity)
+        told = [code if number == 1 else f"{code} ({number})" for code, number in codes.items()]
+        if len(told) > _MOST_CODES:
+            told[_MOST_CODES:] = [f"{len(told) - _MOST_CODES} more kinds"]
+        number = codes.total()
+        lines.append(f"{number} {severity if number == 1 else f'{severity}s'}")
+        lines += textwrap.wrap(", ".join(told), _FINDINGS_CHARACTERS, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+def _draw_top(figure: Figure | SubFigure, counts: pd.DataFrame, told: str) -> None:
+    """Draw the balance, and what was found to its right."""
+    if not told:
+        _draw_balance(figure.subplots(), counts)
+        return
+    width = figure.bbox.width / figure.dpi
+    left, right = figure.subplots(1, 2, width_ratios=[width - _FINDINGS_INCHES, _FINDINGS_INCHES])
+    _draw_balance(left, counts)
+    right.set_axis_off()
+    right.set_title("What was found (audit.html tells more)", loc="left", fontsize="medium")
+    right.text(0, 1, told, va="top", fontsize=9, transform=right.transAxes)
+
+
 def _draw_balance(ax: Axes, counts: pd.DataFrame) -> None:
     left = np.zeros(len(counts))
     rows = np.arange(len(counts))
@@ -327,7 +408,8 @@ def _draw_spectrogram(ax: Axes, log_mel: np.ndarray, frontend: FrontendConfig) -
     return image
 
 
-def _mel_ticks(frontend: FrontendConfig) -> tuple[list[float], list[str]]:
+def _mel_ticks(frontend: FrontendConfig, *,
+               least_gap: float = _LEAST_TICK_GAP) -> tuple[list[float], list[str]]:
     """Place round frequencies on the axis of mel bands: band 0 is centred one step above ``f_min``."""
     low, high = (_mel(hertz, frontend) for hertz in (frontend.f_min, frontend.f_max))
     positions: list[float] = []
@@ -335,7 +417,7 @@ def _mel_ticks(frontend: FrontendConfig) -> tuple[list[float], list[str]]:
     for hertz in _TICKS_HZ:
         position = (_mel(hertz, frontend) - low) / (high - low) * (frontend.n_mels + 1) - 1
         gap = position - positions[-1] if positions else math.inf
-        if 0 <= position <= frontend.n_mels - 1 and gap >= _LEAST_TICK_GAP * frontend.n_mels:
+        if 0 <= position <= frontend.n_mels - 1 and gap >= least_gap * frontend.n_mels:
             positions.append(position)
             labels.append(f"{hertz / 1000:g}")
     return positions, labels

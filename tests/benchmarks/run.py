@@ -17,8 +17,13 @@ from torch import nn
 from torch.nn import functional
 
 from models.audio_frontend import LogMelFrontend
+from models.data_augmentation import AudioAugmentationPipeline
 from models.efficientnet import build_model
 from models.efficientnet_config import EfficientNetConfig, FrontendConfig
+from models.waveform_augmentation import pitch_shift, time_stretch
+from tests.conftest import DATA
+from tests.models.augmented_calls import distance, warbling_call
+from utils.audio.recordings import load_audio
 from utils.running.devices import autocast, autocast_dtype
 from utils.storage.spectrograms import ArrayDataset
 from utils.training_utils import TrainingTask, train_epoch
@@ -64,6 +69,47 @@ def bench_resampling() -> None:
     tensor = torch.from_numpy(waveform)
     compare("resampling 60 s, 48 to 22.05 kHz", lambda: soxr.resample(waveform, 48_000, 22_050),
             lambda: torchaudio.functional.resample(tensor, 48_000, 22_050), against="torchaudio")
+
+
+def bench_augmentation() -> None:
+    """Compare log-mels of stretched, shifted and fully augmented windows with those made by way of a waveform."""
+    config = FrontendConfig()
+    frontend, rate, ratio = LogMelFrontend(config), config.sample_rate, 2 ** (2 / 12)
+    _bench_vocoder("stretched log-mel of 8 s", lambda clip: frontend.mel_power(clip, rate=1.18),
+                   lambda clip: time_stretch(clip, rate=1.18), truth=warbling_call(config, rate=1.18))
+    _bench_vocoder("shifted log-mel of 8 s", lambda clip: frontend.mel_power(clip, frequency_ratio=ratio),
+                   lambda clip: pitch_shift(clip, n_semitones=2.0, sample_rate=rate),
+                   truth=warbling_call(config, frequency_ratio=ratio))
+
+    pipeline, call, keys = AudioAugmentationPipeline(), warbling_call(config), range(20)
+    compare("20 augmented log-mels of 8 s", lambda: [
+        pipeline.augmented_log_mel(call, frontend=frontend, rng=np.random.default_rng(key), background=call)
+        for key in keys], lambda: [frontend.log_mel(pipeline.augment_waveform(
+            call, sample_rate=rate, rng=np.random.default_rng(key), background=call)) for key in keys],
+        against="librosa, the same draws")
+
+
+def _bench_vocoder(name: str, mel_power: Callable[[np.ndarray], np.ndarray],
+                   vocoder: Callable[[np.ndarray], np.ndarray], *, truth: np.ndarray) -> None:
+    """Time both and say how far they are from the truth and, on real recordings where they are here, apart."""
+    frontend = LogMelFrontend(FrontendConfig())
+    call, expected = warbling_call(frontend.config), frontend.log_mel(truth)
+
+    def ours(clip: np.ndarray) -> np.ndarray:
+        return frontend.decibels(mel_power(clip))
+
+    def with_librosa(clip: np.ndarray) -> np.ndarray:
+        return frontend.log_mel(vocoder(clip))
+
+    compare(name, lambda: ours(call), lambda: with_librosa(call), against="librosa")
+    print(f"{'  from what it should be':34} {distance(ours(call), expected).median:9.2f} dB   "
+          f"{distance(with_librosa(call), expected).median:9.2f} dB")
+    paths = sorted((DATA / "wildlife").glob("*/*.ogg"))[::40]
+    clips = [frontend.fit_length(load_audio(path, sample_rate=frontend.config.sample_rate)) for path in paths]
+    if clips:
+        apart = np.mean([distance(ours(clip), with_librosa(clip)) for clip in clips], axis=0)
+        print(f"  on {len(clips)} recordings {apart[0]:.2f} dB apart; librosa {apart[1]:.2f} dB quieter,"
+              f" {apart[2]:.2f} dB apart beside that", flush=True)
 
 
 def bench_training() -> None:
@@ -120,6 +166,7 @@ def main() -> None:
           f"{'':34} {'ours':>12}   {'baseline':>12}   ratio")
     bench_frontend()
     bench_resampling()
+    bench_augmentation()
     bench_training()
     bench_prediction()
 

@@ -27,12 +27,13 @@ from scipy import special
 
 from models import calibration
 from models.efficientnet_config import get_config
+from tests.benchmarks.splitting import grouped_split
 from utils import metrics, reports
 from utils.audio.recordings import RecordingReader
 from utils.networks.teachers import load_teacher
 from utils.storage.manifest import read_dataset_info
 from utils.storage.spectrograms import ArrayDataset
-from utils.storage.splits import grouped_folds, grouped_split
+from utils.storage.splits import grouped_folds
 from utils.training.probe import choose_strength, embed, fit_linear
 from utils.training.starter import begin
 

@@ -1,4 +1,5 @@
 import base64
+import re
 
 import pytest
 
@@ -38,6 +39,21 @@ def test_a_figure_holds_its_picture(tmp_path):
     assert HOSTILE not in markup and markup.count(SAFE) == 2  # caption and alternative text
     data = markup.split('src="data:image/png;base64,')[1].split('"')[0]
     assert base64.b64decode(data) == b"\x89PNG and so on"
+
+
+def test_a_player_holds_its_sound_and_says_what_it_is():
+    markup = pages.audio_player(HOSTILE, b"\xff\xfb and so on")
+    assert markup.startswith("<audio controls ") and f'aria-label="{SAFE}"' in markup and HOSTILE not in markup
+    data = markup.split('src="data:audio/mpeg;base64,')[1].split('"')[0]
+    assert base64.b64decode(data) == b"\xff\xfb and so on"
+
+
+def test_dark_pages_change_every_colour_that_all_pages_use():
+    page = pages.document("Title", [], css=pages.DARK_CSS)
+    light, dark = page.split("prefers-color-scheme: dark")
+    used = set(re.findall(r"var\((--\w+)\)", light))
+    assert used and used <= set(re.findall(r"(--\w+):", light)) and used <= set(re.findall(r"(--\w+):", dark))
+    assert "prefers-color-scheme" not in pages.document("Title", [])
 
 
 @pytest.mark.parametrize(("value", "options", "expected"), [

@@ -1,8 +1,11 @@
 import dataclasses
+import io
 import warnings
+from types import SimpleNamespace
 
 import librosa
 import matplotlib.image
+import matplotlib.text
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +16,7 @@ from models.classes import DecisionRules
 from utils import metrics, reports
 
 LEAST_PNG_BYTES = 5_000  # an empty white figure of these sizes is smaller
+SMALL_PNG_BYTES = 40_000  # noise, which compresses worst: 240 of them make a page of 13 MB
 LEAST_COLOURS = 20  # white, black, two curve colours and their blended edges
 TICK_TOLERANCE = 0.02  # of a band: np.interp is straight where the scale is curved
 CLASS_NAMES = ("bird", "<script>alert('x')</script>", "_hidden $price$ of_an_uncommonly_long_class_name", "absent")
@@ -85,6 +89,36 @@ def test_overview_is_drawn_with_and_without_examples(tmp_path, rng, frontend, n_
                           examples={name: (log_mel, frontend) for name in CLASS_NAMES[:n_examples]})
     assert_is_a_picture(tmp_path / "overview.png")
     np.testing.assert_array_equal(log_mel, before)
+
+
+@pytest.mark.parametrize("n_examples", [0, 2])
+def test_overview_lists_what_was_found_beside_the_balance(tmp_path, rng, frontend, figures, n_examples):
+    counts = pd.DataFrame({"train": [9, 4, 1, 0]}, index=CLASS_NAMES)
+    log_mel = rng.normal(-40, 10, size=(frontend.n_mels, frontend.n_frames)).astype(np.float32)
+    found = [SimpleNamespace(severity="error", code="silent"),
+             *(SimpleNamespace(severity="note", code=code) for code in ["dc_offset", *"abcdefgh", "dc_offset"])]
+    reports.plot_overview(tmp_path / "overview.png", counts=counts, findings=found,
+                          examples={name: (log_mel, frontend) for name in CLASS_NAMES[:n_examples]})
+    assert_is_a_picture(tmp_path / "overview.png")
+    told = [" ".join(text.get_text().split()) for text in figures[0].findobj(matplotlib.text.Text)]
+    assert "1 error silent 10 notes dc_offset (2), a, b, c, d, e, f, g, 1 more kinds" in told
+
+
+def test_overview_without_findings_is_what_it_was(tmp_path, figures):
+    counts = pd.DataFrame({"train": [9, 4, 1, 0]}, index=CLASS_NAMES)
+    reports.plot_overview(tmp_path / "overview.png", counts=counts, examples={}, findings=[])
+    assert len(figures[0].axes) == 1 and figures[0].get_size_inches()[0] == 10
+
+
+@pytest.mark.parametrize("level", [-40.0, -100.0])
+def test_a_small_spectrogram_is_a_small_picture(rng, frontend, level, figures):
+    log_mel = rng.normal(level, 10, size=(frontend.n_mels, frontend.n_frames)).astype(np.float32)
+    png = reports.spectrogram_png(log_mel, frontend)
+    assert matplotlib.image.imread(io.BytesIO(png)).shape[:2] == (150, 320)
+    assert len(png) < SMALL_PNG_BYTES
+    ticks = [label.get_text() for label in figures[0].axes[0].get_yticklabels()]
+    assert ticks == ["0.25", "1", "2", "4", "8"]  # half a kHz would touch a quarter
+    np.testing.assert_array_equal(figures[0].axes[0].images[0].get_array(), log_mel - log_mel.max())
 
 
 @pytest.mark.parametrize("mel_scale", ["slaney", "htk"])

@@ -8,7 +8,7 @@ import os
 import re
 import zoneinfo
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta, timezone, tzinfo
+from datetime import date, datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 
 from models.errors import ConfigError
@@ -25,8 +25,11 @@ _AUDIOMOTH_COMMENT = re.compile(
 _NAME = re.compile(r"(?:(.+?)[_-])?(?<!\d)((?:19|20)\d{6})[_T](\d{6})(Z|[+-]\d{4})?(?!\d)")
 _NAME_PLACE = re.compile(r"\[([+-]\d+(?:\.\d+)?)([+-]\d+(?:\.\d+)?)\]")
 _HEADER_BYTES = 1 << 16  # GUANO may also stand at the end of the file
-_FIRST_YEAR = 1900  # of a recording; a clock that says less is damaged
+_YEARS = range(1900, 2200)  # of a recording; a clock that says another is damaged
 _OFFSET = re.compile(r"([+-])(\d\d):?(\d\d)")
+_HALF_DAY = timedelta(hours=12)
+_DEGREES_AN_HOUR = 15.0  # that the mean sun moves
+_POLE, _DATE_LINE = 90.0, 180.0  # degrees
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class RecorderFacts:
     recorder_id, site : str
         Serial number or name of the recorder, and name of the place.
     latitude, longitude : float or None
-        Degrees, WGS 84.
+        Degrees, WGS 84; both or neither.
     temperature_c : float or None
         Degrees Celsius.
     gain : str
@@ -54,6 +57,20 @@ class RecorderFacts:
     longitude: float | None = None
     temperature_c: float | None = None
     gain: str = ""
+
+    @property
+    def night(self) -> date | None:
+        """Date on which the night of the recording began, from noon to noon; None where nobody knows the time.
+
+        The recorder's clock says when it is noon. A clock in UTC is no clock of the place: where the place is known,
+        its mean solar noon counts, which is 12 h UTC less an hour for every 15 degrees of longitude.
+        """
+        if self.started is None:
+            return None
+        clock = self.started
+        if self.longitude is not None and clock.utcoffset() == timedelta(0):
+            clock += timedelta(hours=self.longitude / _DEGREES_AN_HOUR)
+        return (clock - _HALF_DAY).date()
 
     def in_zone(self, zone: tzinfo | None) -> "RecorderFacts":
         """Return the facts in a time zone: a bare clock is taken to show its time; None changes nothing."""
@@ -114,7 +131,6 @@ def _of_name(stem: str) -> RecorderFacts:
     found = _NAME.search(stem)
     if not found:
         return RecorderFacts()
-    place = _NAME_PLACE.search(stem)
     started = _parse("%Y%m%d%H%M%S", found[2] + found[3])
     if started is None:  # digits that are no date: not a recorder's name
         return RecorderFacts()
@@ -123,8 +139,10 @@ def _of_name(stem: str) -> RecorderFacts:
         started = started.replace(tzinfo=timezone.utc)
     elif zone and int(zone[1:3]) <= 14 and int(zone[3:]) % 15 == 0 and int(zone[3:]) < 60:  # else it is a counter
         started = started.replace(tzinfo=timezone(_offset(zone[0], zone[1:3], zone[3:])))
-    return RecorderFacts(started=started, recorder_id=(found[1] or "").rstrip("_-"),
-                         latitude=float(place[1]) if place else None, longitude=float(place[2]) if place else None)
+    place = _NAME_PLACE.search(stem)
+    latitude, longitude = _position(list(place.groups()) if place else [])
+    return RecorderFacts(started=started, recorder_id=(found[1] or "").rstrip("_-"), latitude=latitude,
+                         longitude=longitude)
 
 
 def _of_audiomoth(text: str) -> RecorderFacts:
@@ -141,14 +159,14 @@ def _of_audiomoth(text: str) -> RecorderFacts:
 
 def _of_guano(text: str) -> RecorderFacts:
     fields = dict(reversed(_GUANO_LINE.findall(text)))
-    started, place = None, fields.get("Loc Position", "").replace(",", " ").split()
+    started = None
+    latitude, longitude = _position(fields.get("Loc Position", "").replace(",", " ").split())
     if found := _GUANO_TIME.match(fields.get("Timestamp", "")):
         zone = (found[3] or "").replace("Z", "+0000").replace(":", "")
         started = _parse("%Y-%m-%d %H:%M:%S" + ("%z" if zone else ""), f"{found[1]} {found[2]}{zone}")
-    numbers = [_number(value) for value in place] if len(place) == 2 else [None, None]
     temperature = _number(fields.get("Temperature Ext", "")), _number(fields.get("Temperature Int", ""))
     return RecorderFacts(started=started, recorder_id=fields.get("Serial", ""), site=fields.get("Site Name", ""),
-                         latitude=numbers[0], longitude=numbers[1], gain=fields.get("Gain", ""),
+                         latitude=latitude, longitude=longitude, gain=fields.get("Gain", ""),
                          temperature_c=next((value for value in temperature if value is not None), None))
 
 
@@ -177,12 +195,21 @@ def _offset(sign: str, hours: str, minutes: str) -> timedelta:
     return -size if sign == "-" else size
 
 
-def _number(text: str) -> float | None:
+def _position(texts: list[str]) -> tuple[float, float] | tuple[None, None]:
+    """Return latitude and longitude; a place with one of them damaged is no place."""
+    if len(texts) == 2:
+        latitude, longitude = _number(texts[0], most=_POLE), _number(texts[1], most=_DATE_LINE)
+        if latitude is not None and longitude is not None:
+            return latitude, longitude
+    return None, None
+
+
+def _number(text: str, *, most: float = 1000.0) -> float | None:
     try:
         value = float(text)
     except ValueError:
         return None
-    return value if abs(value) < 1000 else None  # NaN and infinity neither
+    return value if abs(value) <= most else None  # NaN and infinity neither
 
 
 def _parse(pattern: str, text: str) -> datetime | None:
@@ -190,4 +217,4 @@ def _parse(pattern: str, text: str) -> datetime | None:
         moment = datetime.strptime(text, pattern)
     except ValueError:  # a damaged date is the same as none
         return None
-    return moment if moment.year >= _FIRST_YEAR else None
+    return moment if moment.year in _YEARS else None

@@ -95,8 +95,6 @@ class RecordingReader:
         Rate of the samples it yields, in Hz; the recording's own when None.
     on_block : callable, optional
         Called for every block that was decoded: a sign of life, however little a block gives.
-    examine : callable, optional
-        Called with every block as it was stored: float32 ``(n, channels)`` at the recording's own rate, in order.
 
     Attributes
     ----------
@@ -106,6 +104,9 @@ class RecordingReader:
         Whether reading may begin anywhere without reading what comes before.
     n_samples : int or None
         Length at ``sample_rate`` as the header has it, which may be wrong; None where it does not tell.
+    examine : callable or None
+        To be set before reading: called with every block as it is stored, float32 ``(n, channels)`` at the recording's
+        own rate, in order.
     damage : str
         Where and why the recording breaks off, once ``blocks`` is exhausted; empty where it is whole.
 
@@ -116,11 +117,11 @@ class RecordingReader:
     """
 
     def __init__(self, recording: str | os.PathLike | Samples | FileObject, *, sample_rate: int | None,
-                 on_block: Callable[[], None] | None = None,
-                 examine: Callable[[np.ndarray], None] | None = None) -> None:
+                 on_block: Callable[[], None] | None = None) -> None:
         self.path = Path(recording.name if isinstance(recording, (Samples, FileObject)) else recording)
         self.damage = ""
-        self._on_block, self._examine = on_block, examine
+        self._on_block = on_block
+        self.examine: Callable[[np.ndarray], None] | None = None
         self._frames_read = 0
         try:
             self._source: Stream = open_stream(recording)
@@ -276,8 +277,8 @@ class RecordingReader:
             self._frames_read += len(block)
             if self._on_block is not None:
                 self._on_block()
-            if self._examine is not None:
-                self._examine(block)
+            if self.examine is not None:
+                self.examine(block)
             yield block
 
 

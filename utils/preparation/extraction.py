@@ -1,24 +1,28 @@
 """One recording to log-mel spectrograms: what a worker process does with a file."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from models.audio_frontend import cached_frontend, frontend_fingerprint
+from models.audio_frontend import LogMelFrontend, cached_frontend, frontend_fingerprint
 from models.efficientnet_config import WAVEFORM_SETTINGS, AugmentationConfig, FrontendConfig
 from models.errors import AudioError
+from utils.audio.recorders import RecorderFacts, read_recorder
 from utils.audio.recordings import Outcome, RecordingReader, check_audible
-from utils.audio.windows import Part
-from utils.preparation.sources import Source
+from utils.preparation.examination import Examiner, SoundFacts
+from utils.preparation.labelling import QUIET, RegionOutcome, WindowLabeller, lost_regions
+from utils.preparation.regions import Source
 from utils.running.parallel import report_alive
 from utils.storage.files import file_sha256, is_whole_array, save_array
 from utils.storage.journal import settings_key
 from utils.storage.names import folder_name
 
-_ACTIVE_RANGE_DB = 30.0  # a window this far below the recording's loudest holds no sound of interest
+_CODE_VERSION = 1  # raise it when the same settings give other windows, labels or facts
+_ANTIPHASE = -0.9  # correlation of two channels below which mixing them down cancels the sound
+_ACTIVE_RANGE_DB = 30.0  # a window this far below the recording's loudest sound holds no sound of interest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,11 @@ class PreprocessSettings:
     segment_overlap_ms : int
         Overlap of windows, 0 to below the window length.
     segment_selection : str
-        ``active`` or ``all``.
+        ``active`` or ``all``; what somebody marked is never left out.
+    min_overlap_seconds : float
+        How much of a label a window must hold, see ``utils.preparation.labelling``.
+    background_label : str or None
+        Class of windows in which nothing is marked; None leaves them out.
     augmentation_factor : int
         Augmented copies per training window; 0 is off.
     balance_classes : bool
@@ -45,6 +53,10 @@ class PreprocessSettings:
         Train, val, test.
     random_state : int
         Seed of split and augmentation.
+    group_by, labels_from : str
+        What the sources were grouped by, and where their labels come from: sides of the split are kept for equal ones.
+    background_dir : Path or None
+        Recordings without calls to mix into augmented copies; None takes the training windows of environmental sound.
     """
 
     input_dir: Path
@@ -57,6 +69,11 @@ class PreprocessSettings:
     max_balance_ratio: float
     ratios: tuple[float, float, float]
     random_state: int
+    min_overlap_seconds: float = 0.5
+    background_label: str | None = None
+    group_by: str = "recording"
+    labels_from: str = ""
+    background_dir: Path | None = None
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
     @property
@@ -75,14 +92,17 @@ class PreprocessSettings:
         return all(is_whole_array(self.output_dir / path, (self.frontend.n_mels, self.frontend.n_frames))
                    for path in paths)
 
-    def extraction_key(self) -> str:
-        """Return what a recording's spectrograms depend on, as a hash."""
-        return settings_key(frontend_fingerprint(self.frontend), self.segment_overlap_ms, self.segment_selection)
+    def of_windows(self) -> dict:
+        """Return what the windows of a recording depend on, for the journal and for telling what changed."""
+        return {"code_version": _CODE_VERSION, "fingerprint": frontend_fingerprint(self.frontend),
+                **self.frontend.to_dict(), "segment_overlap_ms": self.segment_overlap_ms,
+                "segment_selection": self.segment_selection, "min_overlap_seconds": self.min_overlap_seconds,
+                "background_label": self.background_label}
 
     def augmentation_key(self) -> str:
-        """Return what augmented copies depend on, as a hash."""
-        of_waveforms = {name: value for name, value in self.augmentation.to_dict().items() if name in WAVEFORM_SETTINGS}
-        return settings_key(self.extraction_key(), of_waveforms, self.random_state)
+        """Return what augmented copies depend on beside their windows, as a hash."""
+        return settings_key(self.of_windows(), {name: value for name, value in self.augmentation.to_dict().items()
+                                                if name in WAVEFORM_SETTINGS}, self.random_state)
 
 
 @dataclass(frozen=True)
@@ -97,24 +117,40 @@ class LabelledWindow:
 
 @dataclass(frozen=True)
 class ExtractedRecording:
-    """One input file: what became of it, a row of ``files.csv``, and its windows."""
+    """One input file: what became of it, what it is like, its windows, and what became of its labels."""
 
     source_path: str
     outcome: Outcome
     sha256: str = ""
     windows: tuple[LabelledWindow, ...] = ()
+    regions: tuple[RegionOutcome, ...] = ()
+    sound: SoundFacts | None = None
+    recorder: RecorderFacts = RecorderFacts()
+    declared_seconds: float | None = None
 
     def to_json(self) -> dict:
         """Return plain types for the journal."""
         return {"source_path": self.source_path, **asdict(self.outcome), "sha256": self.sha256,
-                "segments": [asdict(window) for window in self.windows]}
+                "segments": [asdict(window) for window in self.windows],
+                "regions": [asdict(region) for region in self.regions],
+                "sound": asdict(self.sound) if self.sound else None, "recorder": self.recorder.to_dict(),
+                "declared_seconds": self.declared_seconds}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ExtractedRecording":
         """Rebuild what ``to_json`` gave."""
         outcome = Outcome(**{field.name: values[field.name] for field in fields(Outcome)})
         return cls(values["source_path"], outcome, values["sha256"],
-                   tuple(LabelledWindow(**window) for window in values["segments"]))
+                   tuple(LabelledWindow(**window) for window in values["segments"]),
+                   tuple(RegionOutcome(**region) for region in values["regions"]),
+                   SoundFacts(**values["sound"]) if values["sound"] else None,
+                   RecorderFacts.from_dict(values["recorder"]), values["declared_seconds"])
+
+    @classmethod
+    def lost(cls, source: Source, outcome: Outcome, **facts: Any) -> "ExtractedRecording":
+        """Return what there is to say of a recording that gave nothing."""
+        return cls(source.source_path, outcome, regions=tuple(lost_regions(
+            source.regions, f"{outcome.status}: see files.csv")), **facts)
 
 
 def extract_recording(settings: PreprocessSettings, source: Source) -> ExtractedRecording:
@@ -122,73 +158,133 @@ def extract_recording(settings: PreprocessSettings, source: Source) -> Extracted
 
     Never raises for a bad file: the reason stands in the result.
     """
-    path = source.audio_path(settings.input_dir)
-    written: dict[str, LabelledWindow] = {}
+    cutter = _Cutter(settings, source)
+    found = _read(source.audio_path(settings.input_dir), settings.frontend.sample_rate, cutter.cut)
+    if found["outcome"].status != "ok":
+        cutter.remove_all()
+        return ExtractedRecording.lost(source, **found)
+    windows = cutter.finish()
+    reasons = [found["outcome"].reason] if found["outcome"].reason else []
+    if not windows:
+        reasons.append(f"none of its {len(source.regions)} labels gave a window: see regions.csv" if source.regions
+                       else "nothing is marked in it")
+    found["outcome"] = replace(found["outcome"], reason="; ".join(reasons))
+    return ExtractedRecording(source.source_path, windows=windows, regions=cutter.outcomes(), **found)
+
+
+def examine_recording(settings: PreprocessSettings, source: Source) -> ExtractedRecording:
+    """Decode one recording and say what it is like, without making anything of it."""
+    found = _read(source.audio_path(settings.input_dir), None, lambda reader: max(
+        (float(np.abs(block).max(initial=0.0)) for block in reader.blocks()), default=0.0))
+    return ExtractedRecording(source.source_path, **found)
+
+
+def _read(path: Path, sample_rate: int | None, use: Callable[[RecordingReader], float]) -> dict[str, Any]:
+    """Return what is known of a recording that ``use`` reads to its end, which returns the peak of what it read."""
     facts: dict[str, Any] = {}
-    sha256 = ""
+    found: dict[str, Any] = {}
     try:
-        with RecordingReader(path, sample_rate=settings.frontend.sample_rate, on_block=report_alive) as reader:
-            windows, peak = _write_windows(settings, source, reader, written)
-            facts = {"duration_seconds": round(reader.duration_seconds, 6), "sample_rate": reader.native_sample_rate,
-                     "channels": reader.channels}
-        sha256 = _sha256(path)
-        if not written:
-            raise AudioError(f"{path} lasts {reader.duration_seconds:.1f} s and none of its labelled times lies"
-                             f" within: correct the labels", status="empty")
+        with RecordingReader(path, sample_rate=sample_rate, on_block=report_alive) as reader:
+            facts = {"sample_rate": reader.native_sample_rate, "channels": reader.channels}
+            examiner = Examiner(reader.native_sample_rate)
+            reader.examine = examiner.add
+            if reader.n_samples is not None:
+                found["declared_seconds"] = round(reader.n_samples / reader.sample_rate, 6)
+            found["recorder"] = read_recorder(path)
+            peak = use(reader)
+        facts["duration_seconds"] = round(reader.duration_seconds, 6)
+        found |= {"sound": examiner.facts(), "sha256": _sha256(path)}
         check_audible(path, duration_seconds=reader.duration_seconds, peak=peak)
     except AudioError as error:
-        _remove(settings.output_dir, written.values())
-        return ExtractedRecording(source.source_path, Outcome(error.status, str(error), **facts), sha256)
-    return ExtractedRecording(source.source_path, Outcome(reason=reader.damage, **facts), sha256, tuple(windows))
+        return {**found, "outcome": Outcome(error.status, _worded(error, path, found.get("sound")), **facts)}
+    return {**found, "outcome": Outcome(reason=reader.damage, **facts)}
 
 
-def _write_windows(settings: PreprocessSettings, source: Source, reader: RecordingReader,
-                   written: dict[str, LabelledWindow]) -> tuple[list[LabelledWindow], float]:
-    """Write every window, noting it in ``written``, then drop what the selection leaves out.
+def _worded(error: AudioError, path: Path, sound: SoundFacts | None) -> str:
+    if error.status == "silent" and sound is not None and (sound.channel_correlation or 0.0) < _ANTIPHASE:
+        return (f"{path}: its channels cancel each other when they are mixed down (antiphase): turn the polarity of one"
+                f" round, or keep one channel")
+    return str(error)
 
-    Return the windows that are left and the highest sample of all.
-    """
-    frontend, rate = cached_frontend(settings.frontend), settings.frontend.sample_rate
-    levels, peak = [], 0.0
-    for part, start, samples in reader.windows(
-            segment_samples=settings.frontend.segment_samples, hop_samples=settings.hop_samples,
-            least_new_samples=settings.frontend.least_new_samples, parts=_parts(source, rate)):
-        class_name = source.regions[part].class_name
-        start_ms = round(1000 * start / rate)
-        path = f"spectrograms/{folder_name(class_name)}/{source.file_stem}_{start_ms}.npy"
-        if path in written:
-            continue
-        log_mel = frontend.log_mel(samples)
-        save_array(settings.output_dir / path, log_mel)
-        written[path] = LabelledWindow(path, class_name, start, start + len(samples))
-        levels.append(float(log_mel.max()))
-        peak = max(peak, float(np.abs(samples).max()))
-    windows = list(written.values())
-    if settings.segment_selection == "active" and windows:
-        loudest = max(levels)
-        active = [level > loudest - _ACTIVE_RANGE_DB for level in levels]
-        _remove(settings.output_dir, [window for window, keep in zip(windows, active, strict=True) if not keep])
-        windows = [window for window, keep in zip(windows, active, strict=True) if keep]
-    return windows, peak
+
+class _Cutter:
+    """Cuts, labels and writes the windows of one recording."""
+
+    def __init__(self, settings: PreprocessSettings, source: Source) -> None:
+        self._settings, self._source = settings, source
+        self._frontend: LogMelFrontend = cached_frontend(settings.frontend)
+        self._labeller = WindowLabeller(source.regions, sample_rate=settings.frontend.sample_rate,
+                                        min_overlap_seconds=settings.min_overlap_seconds,
+                                        background=settings.background_label if source.is_annotated else None)
+        self._n_samples = 0
+        self._written: dict[str, LabelledWindow] = {}
+        self._levels: dict[str, float] = {}  # of the windows that are kept only if they hold sound
+        self._loudest = -np.inf
+
+    def cut(self, reader: RecordingReader) -> float:
+        """Write every window that has a label; return the highest sample of all windows."""
+        frontend, peak = self._settings.frontend, 0.0
+        for _, start, samples in reader.windows(segment_samples=frontend.segment_samples,
+                                                hop_samples=self._settings.hop_samples,
+                                                least_new_samples=frontend.least_new_samples):
+            self._n_samples = start + len(samples)
+            peak = max(peak, float(np.abs(samples).max()))
+            decision = self._labeller.label(start, self._n_samples)
+            if decision.class_name:
+                self._write(decision.class_name, start, samples, is_marked=decision.is_marked)
+        # the end of a recording may add too little for another window
+        self._n_samples = max(self._n_samples, round(reader.duration_seconds * reader.sample_rate))
+        return peak
+
+    def finish(self) -> tuple[LabelledWindow, ...]:
+        """Leave out what holds no sound; return what is left."""
+        for path, level in self._levels.items():
+            if level <= self._loudest - _ACTIVE_RANGE_DB:
+                self._leave_out(path)
+        return tuple(self._written.values())
+
+    def outcomes(self) -> tuple[RegionOutcome, ...]:
+        """Return what became of each labelled region, once it is certain which windows are left."""
+        return tuple(self._labeller.outcomes(self._n_samples))
+
+    def remove_all(self) -> None:
+        """Remove what was written."""
+        for path in self._written:
+            (self._settings.output_dir / path).unlink(missing_ok=True)
+
+    def _write(self, class_name: str, start: int, samples: np.ndarray, *, is_marked: bool) -> None:
+        log_mel = self._frontend.log_mel(samples)
+        path = self._path(class_name, start)
+        if self._settings.segment_selection == "active" and not is_marked:
+            peaks = log_mel.max(axis=0)
+            self._loudest = max(self._loudest, _lasting_level(peaks, self._settings.frontend))
+            level = float(peaks.max())
+            if level <= self._loudest - _ACTIVE_RANGE_DB:
+                self._labeller.take_back(start, QUIET)
+                return
+            self._levels[path] = level
+        save_array(self._settings.output_dir / path, log_mel)
+        self._written[path] = LabelledWindow(path, class_name, start, start + len(samples))
+
+    def _path(self, class_name: str, start: int) -> str:
+        start_ms = round(1000 * start / self._settings.frontend.sample_rate)
+        stem = f"spectrograms/{folder_name(class_name)}/{self._source.file_stem}_{start_ms}"
+        # windows less than a millisecond apart
+        return f"{stem}.npy" if f"{stem}.npy" not in self._written else f"{stem}-{start}.npy"
+
+    def _leave_out(self, path: str) -> None:
+        self._labeller.take_back(self._written.pop(path).start_sample, QUIET)
+        (self._settings.output_dir / path).unlink(missing_ok=True)
+
+
+def _lasting_level(frame_peaks: np.ndarray, frontend: FrontendConfig) -> float:
+    """Return the level that a window reaches for longer than a click lasts in it: a click is not a loud recording."""
+    n_frames = min(len(frame_peaks), 2 * (frontend.n_fft // frontend.hop_length) + 1)
+    return float(np.partition(frame_peaks, -n_frames)[-n_frames])
 
 
 def _sha256(path: Path) -> str:
     try:
         return file_sha256(path)
     except OSError as error:
-        raise AudioError(f"{path} vanished while it was read: {error.strerror}", status="corrupt") from error
-
-
-def _parts(source: Source, sample_rate: int) -> list[Part]:
-    """Return the labelled parts of a source in samples, each at least one sample long."""
-    parts: list[Part] = []
-    for region in source.regions:
-        first = round(region.start_seconds * sample_rate)
-        end = region.end_seconds
-        parts.append((first, None if end is None else max(first + 1, round(end * sample_rate))))
-    return parts
-
-
-def _remove(output_dir: Path, windows: Iterable[LabelledWindow]) -> None:
-    for window in windows:
-        (output_dir / window.path).unlink(missing_ok=True)
+        raise AudioError(f"{path} cannot be opened: {error.strerror}", status="corrupt") from error

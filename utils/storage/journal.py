@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 from models.errors import ConfigError
 
 FORMAT_VERSION = 2
+_FORGOTTEN = ""  # the key of an entry that no result counts under
 _HEADER = {"journal": "NightScan", "format_version": FORMAT_VERSION}  # files of version 1 have no such line
 
 
@@ -86,12 +87,21 @@ class Journal:
 
     def find(self, kind: str, name: str, key: str) -> dict | None:
         """Return the finished result of ``name``, or None when there is none with this key."""
+        entry = self.latest(kind, name)
+        return entry.result if entry is not None and entry.key == key else None
+
+    def latest(self, kind: str, name: str) -> Entry | None:
+        """Return what was written last of ``name``, under whatever key; None where there is nothing."""
         place = self._places.get(_digest(kind, name))
         if place is None:
             return None
         self._stream.seek(place)
-        entry = _parse(self._stream.readline())
-        return entry.result if entry is not None and entry.key == key else None
+        return _parse(self._stream.readline())
+
+    def forget(self, kind: str, name: str) -> None:
+        """Let no earlier result of ``name`` count: its files are about to be written over, and a kill may come."""
+        if self._places.get(_digest(kind, name)) is not None:
+            self.add(kind, name, _FORGOTTEN, {})
 
     def add(self, kind: str, name: str, key: str, result: dict) -> None:
         """Append a result and hand it to the operating system at once."""

@@ -1,7 +1,7 @@
 """What a run learns from: manifests that fit each other and their front end."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +69,19 @@ def read_training_data(train_csv: Path, val_csv: Path, *, allow_leakage: bool) -
         listed = ", ".join(shared[:_LISTED_RECORDINGS])
         raise ManifestError(f"{train_csv} and {val_csv} share {len(shared)} recordings ({listed}): validation would"
                             f" be on what was learnt; split by recording, or pass --allow_leakage")
+    _tell_leakage_check(train, shared)
     return TrainingData(train=train, val=val, shared_recordings=shared)
+
+
+def _tell_leakage_check(train: Manifest, shared: Sequence[str]) -> None:
+    """Say what the sides of the split share, as far as it is known: every count should be 0."""
+    told = [f"train and val share {len(shared)} recordings"]
+    counts = train.dataset.get("leakage_check", {}).get("shared", {})
+    told += [f"{sides.replace('-', ' and ')} {found['recordings']} recordings, {found['contents']} contents and"
+             f" {found['near_duplicates']} near-duplicates" for sides, found in sorted(counts.items())]
+    leaks = bool(shared) or any(n for found in counts.values() for n in found.values())
+    logger.log(logging.WARNING if leaks else logging.INFO, "leakage check: %s", "; as prepared, ".join(
+        [told[0], ", ".join(told[1:])]) if counts else told[0])
 
 
 def _difference(train: Manifest, val: Manifest) -> str:

@@ -1,7 +1,7 @@
 import json
 import struct
 import zoneinfo
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 
 import pytest
 
@@ -193,6 +193,8 @@ def test_a_field_that_only_contains_the_name_of_another_is_not_it(tmp_path):
 
 @pytest.mark.parametrize("lines", [
     ("Loc Position: 9.5",), ("Loc Position: 9.5 -79.75 12",), ("Loc Position: north south",),
+    ("Loc Position: nan -79.75",), ("Loc Position: 9.5 nan",), ("Loc Position: 9.5 -1e9",),
+    ("Loc Position: 9,5 -79,75",), ("Loc Position: 90.01 -79.75",), ("Loc Position: 9.5 -180.01",),
     ("Loc Position: nan nan",), ("Loc Position: inf 1e400",), ("Temperature Ext: nan",),
     ("Temperature Ext: 1e9", "Temperature Int: warm"), ("Temperature Int: 21,5",),
 ])
@@ -230,6 +232,46 @@ def test_every_wording_of_an_audiomoth_is_read(tmp_path, text, expected):
 def test_of_an_audiomoth_with_a_damaged_date_the_rest_is_kept(tmp_path):
     found = facts_of(tmp_path, audiomoth("Recorded at 99:13:00 03/05/2025 (UTC) by AudioMoth A1 at low gain"), SILENCE)
     assert found == RecorderFacts(recorder_id="A1", gain="low")
+
+
+def test_a_place_in_a_name_that_cannot_be_is_no_place(tmp_path):
+    found = read_recorder(tmp_path / "20210510T180000+1000_REC_[-127.38+153.02].flac")
+    assert (found.latitude, found.longitude) == (None, None)
+    assert found.started is not None
+
+
+def test_the_poles_and_the_date_line_are_places(tmp_path):
+    found = facts_of(tmp_path, guano("Loc Position: -90 180"), SILENCE)
+    assert (found.latitude, found.longitude) == (-90.0, 180.0)
+
+
+# nights
+
+@pytest.mark.parametrize(("clock", "hours", "longitude", "expected"), [
+    ("2024-05-01T22:00:00", None, None, "2024-05-01"), ("2024-05-02T04:00:00", None, None, "2024-05-01"),
+    ("2024-05-02T11:59:59", None, None, "2024-05-01"), ("2024-05-02T12:00:00", None, None, "2024-05-02"),
+    ("2024-01-01T00:30:00", None, None, "2023-12-31"),
+    # the recorder's own clock counts, wherever the place is said to be
+    ("2024-05-02T04:00:00", None, -150.0, "2024-05-01"), ("2024-05-02T04:00:00", -5, -150.0, "2024-05-01"),
+    ("2024-05-01T22:00:00", 10, None, "2024-05-01"),
+    # at 75 degrees west noon is at 17 h UTC, at 150 degrees east at 2 h UTC
+    ("2024-05-02T16:59:59", 0, -75.0, "2024-05-01"), ("2024-05-02T17:00:00", 0, -75.0, "2024-05-02"),
+    ("2024-05-02T01:59:59", 0, 150.0, "2024-05-01"), ("2024-05-02T02:00:00", 0, 150.0, "2024-05-02"),
+    ("2024-05-02T11:59:59", 0, None, "2024-05-01"), ("2024-05-02T12:00:00", 0, None, "2024-05-02"),
+])
+def test_a_night_lasts_from_noon_to_noon_of_the_place(clock, hours, longitude, expected):
+    facts = RecorderFacts(started=moment(clock, hours=hours), latitude=None if longitude is None else 0.0,
+                          longitude=longitude)
+    assert facts.night == date.fromisoformat(expected)
+
+
+def test_without_a_time_there_is_no_night():
+    assert RecorderFacts(recorder_id="7", longitude=10.0, latitude=0.0).night is None
+
+
+def test_a_clock_at_the_end_of_all_dates_is_damaged(tmp_path):
+    found = facts_of(tmp_path, guano("Timestamp: 9999-12-31T23:59:59Z", "Loc Position: 0 179"), SILENCE)
+    assert (found.started, found.night) == (None, None)
 
 
 # zones
@@ -311,6 +353,15 @@ def test_real_audiomoth_files_tell_when_and_where_they_began(real_data):
     first, second, third = (facts.started for facts in found)
     assert same_moment(first, moment("2025-05-03T03:13:00", hours=0))
     assert (second - first, third - second) == (MINUTE, MINUTE)
+
+
+@pytest.mark.data
+def test_no_real_file_stops_the_reading_of_its_recorder(real_data):
+    """Places come as pairs, and what is told survives the journal."""
+    for path in sorted([*(real_data / "long").iterdir(), *(real_data / "odd").iterdir()]):
+        found = read_recorder(path)
+        assert (found.latitude is None) == (found.longitude is None), path.name
+        assert RecorderFacts.from_dict(json.loads(json.dumps(found.to_dict()))) == found, path.name
 
 
 @pytest.mark.data

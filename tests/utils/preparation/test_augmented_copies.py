@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pandas as pd
@@ -10,14 +11,14 @@ from tests.conftest import TINY_RATE, preprocess_settings
 from tests.utils.preparation.conftest import (ODD_TEXT, add_odd_name, all_rows, any_bytes_are_names, count_calls,
                                               count_readers, run, source_of, spectrogram_bytes)
 from utils.preparation import augmented_copies
-from utils.preparation.augmented_copies import AugmentationJob, augment_recording, plan_copies
+from utils.preparation.augmented_copies import AugmentationJob, Copy, augment_recording, copy_path, plan_copies
 from utils.preparation.extraction import extract_recording
-from utils.preparation.sources import Region
 from utils.running.parallel import LocalProcesses
 from utils.storage.files import save_array
 
 FAST_AUGMENTATION = AugmentationConfig(use_time_stretch=False, use_pitch_shift=False)
-NO_CHANGE = AugmentationConfig(use_time_stretch=False, use_pitch_shift=False, use_noise=False, use_volume=False)
+NO_CHANGE = AugmentationConfig(use_time_stretch=False, use_pitch_shift=False, use_noise=False, use_volume=False,
+                               use_waveform_equaliser=False, use_background=False)
 
 
 def test_copies_are_made_of_training_segments_only_and_follow_their_recording(audio_dir, tmp_path):
@@ -46,9 +47,10 @@ def test_copies_are_made_of_training_segments_only_and_follow_their_recording(au
     # at most twice its size: 6, so 3 copies
     (0, 2.0, [0] * 7 + [1, 1, 1]),
     (0, 1.0, [0] * 10),
+    (0, math.inf, [0] * 7 + [2, 1, 1]),
 ])
 def test_balancing_by_hand(tmp_path, factor, ratio, expected):
-    train = pd.DataFrame({"label": [0] * 7 + [1] * 3})
+    train = pd.DataFrame({"class_name": ["owl"] * 7 + ["fox"] * 3})
     settings = preprocess_settings(tmp_path, tmp_path, augmentation_factor=factor, balance_classes=True,
                                    max_balance_ratio=ratio)
     assert plan_copies(train, settings).tolist() == expected
@@ -85,22 +87,21 @@ def test_workers_change_no_copy(audio_dir, tmp_path):
 
 
 def test_the_copies_of_a_recording_come_from_one_pass(tmp_path, rng, monkeypatch):
-    """Nothing is changed in these copies, so each must equal its window: of a long part, or of one within it."""
+    """Nothing is changed in these copies, so each must equal its window."""
     samples = rng.uniform(-0.5, 0.5, 90 * TINY_RATE).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", samples, TINY_RATE, subtype="FLOAT")
-    settings = preprocess_settings(tmp_path, tmp_path / "out", augmentation=NO_CHANGE)
-    windows = extract_recording(settings, source_of("a.wav", Region("owl"), Region("fox", 40.3, 40.7))).windows
-    assert len(windows) == 90 + 1
+    settings = preprocess_settings(tmp_path, tmp_path / "out", augmentation=NO_CHANGE, segment_overlap_ms=500)
+    windows = extract_recording(settings, source_of("a.wav")).windows
     rows = [{"path": window.path, "start_seconds": window.start_sample / TINY_RATE,
              "end_seconds": window.end_sample / TINY_RATE} for window in windows]
     opened = count_readers(monkeypatch, augmented_copies)
-    made = augment_recording(settings, AugmentationJob("a.wav", rows, [2] * len(rows)))
+    copies = [[Copy(1, None), Copy(2, None)]] * len(rows)
+    made = augment_recording(settings, AugmentationJob("a.wav", rows, copies))
     assert [reader.duration_seconds for reader in opened] == [90.0]
-    assert {row["path"] for row in made} == {window.path.replace(".npy", f"_aug0{copy}.npy")
-                                             for window in windows for copy in (1, 2)}
-    for row in made:
-        original = row["path"].replace(f"_{row['augmentation']}.npy", ".npy")
-        np.testing.assert_array_equal(np.load(tmp_path / "out" / row["path"]), np.load(tmp_path / "out" / original))
+    assert made == [copy_path(window.path, number) for window in windows for number in (1, 2)]
+    for path in made:
+        np.testing.assert_array_equal(np.load(tmp_path / "out" / path),
+                                      np.load(tmp_path / "out" / f"{path[:-len('_aug01.npy')]}.npy"))
 
 
 def test_an_emptied_copy_is_made_again(audio_dir, tmp_path, monkeypatch):

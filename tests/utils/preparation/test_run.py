@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 
 from models.audio_frontend import LogMelFrontend, frontend_fingerprint
 from models.errors import AudioError, ConfigError, ManifestError
@@ -14,7 +15,8 @@ from tests.utils.preparation.conftest import (CLASSES, ODD_TEXT, add_odd_name, a
                                               spectrogram_bytes, table_of)
 from utils.audio.recordings import load_audio
 from utils.preparation import augmented_copies
-from utils.preparation.run import FILE_COLUMNS, preprocess
+from utils.preparation.dataset import FILE_COLUMNS
+from utils.preparation.run import preprocess
 from utils.preparation.sources import TableColumns, sources_from_folders
 from utils.running.parallel import LocalProcesses, ThisProcess
 from utils.storage.locks import locked
@@ -93,8 +95,18 @@ def test_dataset_json_tells_what_was_made(tiny_dataset):
         assert info["recordings"][side] == here["recording_id"].nunique()
     assert (tiny_dataset.output_dir / info["input_dir"]).resolve() == tiny_dataset.audio_dir.resolve()
     assert info["settings"]["random_state"] == 42 and info["settings"]["ratios"] == [0.5, 0.25, 0.25]
-    assert info["leakage_check"] == {"recordings_on_two_sides": [], "augmented_outside_train": 0}
+    nothing = {"recordings": 0, "contents": 0, "near_duplicates": 0}
+    assert info["leakage_check"] == {"recordings_on_two_sides": [], "augmented_outside_train": 0, "shared": {
+        "train-val": nothing, "train-test": nothing, "val-test": nothing}}
     assert (tiny_dataset.output_dir / "overview.png").read_bytes().startswith(b"\x89PNG")
+
+
+def duplicates_of(results):
+    return {result.source_path: result.outcome.reason for result in results if result.outcome.status == "duplicate"}
+
+
+def regions_text(output_dir):
+    return (output_dir / "regions.csv").read_text(encoding="utf-8")
 
 
 def test_a_folder_that_another_run_writes_is_refused(audio_dir, tmp_path):
@@ -128,14 +140,52 @@ def test_every_bad_file_is_a_row_with_its_reason_and_harms_no_other(audio_dir, t
 
 
 def test_the_first_of_two_equal_files_stays_whatever_the_order(audio_dir, tmp_path):
-    shutil.copy(audio_dir / "mammal_call" / "r0.wav", audio_dir / "amphibian_call" / "copy.wav")
+    shutil.copy(audio_dir / "mammal_call" / "r0.wav", audio_dir / "mammal_call" / "copy.wav")
     sources = sources_from_folders(audio_dir, group_by="recording")
     settings = preprocess_settings(audio_dir, tmp_path / "out")
     results = preprocess(settings, sources[::-1], executor=ThisProcess(), overwrite=False)
     assert [result.source_path for result in results] == [source.source_path for source in sources[::-1]]
-    duplicates = {result.source_path: result.outcome.reason for result in results
-                  if result.outcome.status == "duplicate"}
-    assert duplicates == {"mammal_call/r0.wav": "same bytes as amphibian_call/copy.wav"}
+    assert duplicates_of(results) == {"mammal_call/r0.wav": "same bytes as mammal_call/copy.wav"}
+
+
+def test_a_copy_in_another_container_is_known_by_its_sound(audio_dir, tmp_path):
+    samples, rate = soundfile.read(audio_dir / "mammal_call" / "r0.wav", dtype="int16")
+    soundfile.write(audio_dir / "mammal_call" / "s0.flac", samples, rate)
+    results = run(audio_dir, tmp_path / "out")
+    assert duplicates_of(results) == {"mammal_call/s0.flac": "same sound as mammal_call/r0.wav"}
+
+
+def test_copies_with_different_labels_are_both_left_out(audio_dir, tmp_path):
+    shutil.copy(audio_dir / "mammal_call" / "r0.wav", audio_dir / "amphibian_call" / "copy.wav")
+    results = run(audio_dir, tmp_path / "out")
+    assert duplicates_of(results) == {
+        "amphibian_call/copy.wav": "same bytes as mammal_call/r0.wav, which is labelled mammal_call, not"
+                                   " amphibian_call: correct one of them",
+        "mammal_call/r0.wav": "same bytes as amphibian_call/copy.wav, which is labelled amphibian_call, not"
+                              " mammal_call: correct one of them"}
+    assert not set(all_rows(tmp_path / "out")["source_path"]) & set(duplicates_of(results))
+    regions = pd.read_csv(tmp_path / "out" / "regions.csv").set_index("path")
+    assert regions.loc["mammal_call/r0.wav", "n_windows"] == 0
+    assert "correct one of them" in regions.loc["mammal_call/r0.wav", "reason"]
+
+
+def test_copies_that_are_labelled_in_different_places_keep_their_labels(audio_dir, tmp_path, rng):
+    """A file whose label lies past its end, and its byte copy with a valid one: nothing is lost."""
+    write_audio(audio_dir / "long.wav", tiny_sound("mammal_call", seconds=4, rng=rng))
+    for name in ("copy_a.wav", "copy_b.wav"):
+        shutil.copy(audio_dir / "long.wav", audio_dir / name)
+    table = table_of(audio_dir, {"start": lambda path, n: "", "end": lambda path, n: ""})
+    table = table[~table["path"].str.match("long|copy")].reset_index(drop=True)
+    table.loc[len(table)] = ["long.wav", "mammal_call", "90", "91"]
+    table.loc[len(table)] = ["copy_a.wav", "mammal_call", "0", "2"]
+    table.loc[len(table)] = ["copy_b.wav", "amphibian_call", "1", "3"]
+    run_table(audio_dir, tmp_path / "out", table)
+    rows = all_rows(tmp_path / "out").set_index("source_path")
+    assert rows.loc["copy_a.wav", "start_seconds"] == 0 and rows.loc["copy_b.wav", "start_seconds"] == 2
+    assert rows.loc["copy_a.wav", "split"] == rows.loc["copy_b.wav", "split"]
+    files = files_table(tmp_path / "out")
+    assert set(files.loc[["long.wav", "copy_a.wav", "copy_b.wav"], "status"]) == {"ok"}
+    assert "the recording ends at 4.000 s" in regions_text(tmp_path / "out")
 
 
 def test_a_file_the_table_names_but_nobody_has_is_a_row(audio_dir, tmp_path):

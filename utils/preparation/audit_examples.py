@@ -1,0 +1,121 @@
+"""What the audit page lets a person see and hear of a recording: a few seconds of it."""
+
+import io
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from models.audio_frontend import LogMelFrontend
+from models.efficientnet_config import FrontendConfig
+from utils.audio.recordings import RecordingReader, check_audible
+from utils.reports import spectrogram_png
+from utils.storage.names import check_inside
+
+EXAMPLE_SECONDS = 6.0
+_SEARCHED_SECONDS = 30.0  # among which the loudest are shown
+_MP3_RATE = 32_000  # Hz: MP3 knows few rates, and this one keeps what grown-ups hear
+_MP3_COMPRESSION = 0.6  # of 0..1: 25 kB for six seconds
+_LOWEST_RATE, _HIGHEST_RATE = 1000, 256_000  # Hz: what a front end must have, what the highest bats need
+_STEP_SECONDS = 0.01  # in which the loudest are looked for
+_FRAME_SECONDS = 0.046
+_N_COLUMNS, _N_MELS = 320, 64  # of a small picture
+
+
+@dataclass(frozen=True)
+class Example:
+    """A few seconds of a recording.
+
+    Parameters
+    ----------
+    start_seconds, seconds : float
+        Where they begin, how many there are.
+    png, mp3 : bytes
+        Their spectrogram up to half the recording's own rate, and their sound.
+    """
+
+    start_seconds: float
+    seconds: float
+    png: bytes
+    mp3: bytes
+
+
+def read_example(input_dir: str | os.PathLike, path: str, *, sample_rate: float, start_seconds: float) -> Example:
+    """Return the loudest seconds of those that follow a place in a recording.
+
+    No more than half a minute is decoded where the format can be sought in; where it cannot, the recording is read from
+    its beginning.
+
+    Parameters
+    ----------
+    input_dir : path-like
+        Folder the path is relative to.
+    path : str
+        As ``names.name_to_text`` writes it.
+    sample_rate : float
+        The recording's own, in Hz; NaN where it could not be found out.
+    start_seconds : float
+        Where to look, such as the start of a label.
+
+    Returns
+    -------
+    Example
+        At most ``EXAMPLE_SECONDS`` long.
+
+    Raises
+    ------
+    AudioError
+        If the recording cannot be read, or holds nothing there.
+    ManifestError
+        If the path lies outside the folder.
+    """
+    file = check_inside(Path(input_dir), path, where="audit page", through_links=True)
+    rate = _MP3_RATE if math.isnan(sample_rate) else min(max(_LOWEST_RATE, round(sample_rate)), _HIGHEST_RATE)
+    with RecordingReader(file, sample_rate=rate) as reader:
+        first = round(start_seconds * rate) if reader.can_seek else 0
+        samples = np.concatenate([np.zeros(0, dtype=np.float32), *_first_blocks(
+            reader.blocks(start=first), n_samples=round(_SEARCHED_SECONDS * rate))])
+    check_audible(file, duration_seconds=len(samples) / rate, peak=float(np.abs(samples).max(initial=0.0)))
+    offset = _loudest_start(samples, rate)
+    shown = samples[offset:offset + round(EXAMPLE_SECONDS * rate)]
+    return Example(start_seconds=(first + offset) / rate, seconds=len(shown) / rate, png=_picture(shown, rate),
+                   mp3=_mp3(shown, rate))
+
+
+def _loudest_start(samples: np.ndarray, rate: int) -> int:
+    """Return the sample at which the loudest example begins, in steps that keep the search small."""
+    step = round(_STEP_SECONDS * rate)
+    n_steps, n_shown = len(samples) // step, round(EXAMPLE_SECONDS / _STEP_SECONDS)
+    power = np.square(samples[:n_steps * step].reshape(n_steps, step)).sum(axis=1, dtype=np.float64)
+    until = np.concatenate([[0.0], np.cumsum(power)])
+    return 0 if n_steps <= n_shown else step * int(np.argmax(until[n_shown:] - until[:-n_shown]))
+
+
+def _first_blocks(blocks: Iterator[np.ndarray], *, n_samples: int) -> Iterator[np.ndarray]:
+    for block in blocks:
+        yield block[:n_samples]
+        n_samples -= len(block)
+        if n_samples <= 0:
+            return
+
+
+def _picture(samples: np.ndarray, rate: int) -> bytes:
+    n_fft = 2 ** int(math.log2(_FRAME_SECONDS * rate))
+    frontend = FrontendConfig(
+        sample_rate=rate, n_fft=n_fft, hop_length=min(n_fft, math.ceil(len(samples) / _N_COLUMNS)),
+        n_mels=min(_N_MELS, n_fft // 4), f_min=0.0, f_max=rate / 2,
+        segment_duration_ms=math.ceil(1000 * len(samples) / rate), padding="zeros")
+    return spectrogram_png(LogMelFrontend(frontend).log_mel(samples), frontend)
+
+
+def _mp3(samples: np.ndarray, rate: int) -> bytes:
+    buffer = io.BytesIO()
+    audible = np.clip(soxr.resample(samples, rate, _MP3_RATE), -1.0, 1.0)
+    soundfile.write(buffer, audible, _MP3_RATE, format="MP3", bitrate_mode="VARIABLE",
+                    compression_level=_MP3_COMPRESSION)
+    return buffer.getvalue()

@@ -1,0 +1,242 @@
+"""What preprocessing leaves behind: manifests, ``dataset.json``, ``files.csv``, ``regions.csv`` and the overview."""
+
+import itertools
+import logging
+import math
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from models.audio_frontend import frontend_fingerprint
+from models.classes import ClassList
+from models.errors import ConfigError
+from utils.audio.recorders import RECORDER_COLUMNS
+from utils.preparation.duplicates import content_of
+from utils.preparation.extraction import ExtractedRecording, PreprocessSettings
+from utils.preparation.labelling import REGION_COLUMNS
+from utils.preparation.similarity import SimilarPair
+from utils.preparation.regions import Source
+from utils.storage.files import file_sha256, read_json, write_json
+from utils.storage.manifest import FORMAT_VERSION, NOT_AUGMENTED, SPLITS, write_manifest
+from utils.storage.names import name_to_text
+from utils.storage.tables import write_table
+
+logger = logging.getLogger(__name__)
+
+_SOUND_COLUMNS = ("peak_dbfs", "rms_dbfs", "dc_offset", "clipped_share", "channel_correlation", "bandwidth_hertz",
+                  "content")
+FILE_COLUMNS = ("path", "status", "reason", "duration_seconds", "sample_rate", "channels", "sha256", "n_segments",
+                "split", "declared_seconds", *RECORDER_COLUMNS, *_SOUND_COLUMNS, "findings")
+_MANIFESTS = tuple(f"{side}.csv" for side in SPLITS)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What there is to write.
+
+    Parameters
+    ----------
+    sources, results : sequences
+        In one order.
+    similar : sequence of SimilarPair
+        Source paths that sound the same.
+    rows : pandas.DataFrame
+        Of the manifests, all but ``label``.
+    """
+
+    sources: Sequence[Source]
+    results: Sequence[ExtractedRecording]
+    similar: Sequence[SimilarPair]
+    rows: pd.DataFrame
+
+
+def retract(output_dir: Path) -> None:
+    """Remove what says that a data set is there: some of its files are about to become another's."""
+    for name in ("dataset.json", *_MANIFESTS):
+        (output_dir / name).unlink(missing_ok=True)
+
+
+def write_dataset(settings: PreprocessSettings, dataset: Dataset) -> None:
+    """Write all but the spectrograms; ``dataset.json`` comes last, and nothing is written that stands already."""
+    output_dir, rows = settings.output_dir, dataset.rows
+    classes = ClassList.from_labels(rows["class_name"])
+    rows = rows.assign(label=rows["class_name"].map(classes.index)).sort_values(["label", "path"], ignore_index=True)
+    counts = pd.crosstab(rows["class_name"], rows["split"]).reindex(
+        index=list(classes.names), columns=list(SPLITS), fill_value=0)
+    _warn_of_gaps(counts)
+    before = _read_before(output_dir)
+    # late: statistics take a second to import, while nothing can be worked on
+    from utils.preparation.audit import audit
+    findings = audit(files_frame(dataset.results), labels_frame(dataset.sources), similar=dataset.similar)
+    sides = dict(zip(rows["source_path"], rows["split"], strict=True))
+    write_files_csv(output_dir, dataset.results, sides=sides, findings=codes_of(findings))
+    _write_regions(output_dir, dataset.results)
+    for side, name in zip(SPLITS, _MANIFESTS, strict=True):
+        write_manifest(output_dir / f".new_{name}", rows[rows["split"] == side])
+    info = {**_dataset_info(settings, dataset, rows, classes, counts),
+            "findings": [finding.to_dict() for finding in findings],
+            "manifests": {name: file_sha256(output_dir / f".new_{name}") for name in _MANIFESTS}}
+    if info == before and (output_dir / "overview.png").exists():
+        for name in _MANIFESTS:
+            (output_dir / f".new_{name}").unlink()
+        return
+    retract(output_dir)
+    for name in _MANIFESTS:
+        os.replace(output_dir / f".new_{name}", output_dir / name)
+    _draw(settings, rows, classes, counts, findings)
+    write_json(output_dir / "dataset.json", info)
+
+
+def files_frame(results: Sequence[ExtractedRecording], *, sides: Mapping[str, str] | None = None,
+                findings: Mapping[str, Sequence[str]] | None = None) -> pd.DataFrame:
+    """Return what is known of each recording, a row each, sorted by path.
+
+    Parameters
+    ----------
+    results : sequence of ExtractedRecording
+        What extraction found.
+    sides : mapping of str to str
+        Side of the split, by source path.
+    findings : mapping of str to sequence of str
+        Codes of what was found wrong, by source path.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``FILE_COLUMNS``.
+    """
+    table = pd.DataFrame([_file_row(result) for result in results], columns=list(FILE_COLUMNS))
+    table["reason"] = table["reason"].map(name_to_text)
+    table["split"] = [(sides or {}).get(path, "") for path in table["path"]]
+    table["findings"] = ["; ".join((findings or {}).get(path, ())) for path in table["path"]]
+    return table.astype({"sample_rate": "Int64", "channels": "Int64"}).sort_values("path", ignore_index=True)
+
+
+def write_files_csv(output_dir: Path, results: Sequence[ExtractedRecording], *, sides: Mapping[str, str] | None = None,
+                    findings: Mapping[str, Sequence[str]] | None = None) -> None:
+    """Write ``files.csv``: what became of every input, and what it is like."""
+    write_table(output_dir / "files.csv", files_frame(results, sides=sides, findings=findings))
+
+
+def labels_frame(sources: Sequence[Source]) -> pd.DataFrame:
+    """Return the labelled regions, a row each: path, class_name, start_seconds, end_seconds, group."""
+    return pd.DataFrame([(source.source_path, region.class_name, region.start_seconds, region.end_seconds,
+                          source.recording_id) for source in sources for region in source.regions],
+                        columns=["path", "class_name", "start_seconds", "end_seconds", "group"])
+
+
+def _file_row(result: ExtractedRecording) -> dict:
+    recorder = {name: getattr(result.recorder, name, None) for name in RECORDER_COLUMNS}
+    recorder["recorded_at"] = result.recorder.started.isoformat() if result.recorder.started else None
+    sound = {name: getattr(result.sound, name, None) for name in _SOUND_COLUMNS}
+    return {"path": result.source_path, **asdict(result.outcome), "sha256": result.sha256,
+            "n_segments": len(result.windows), "declared_seconds": result.declared_seconds, **recorder, **sound}
+
+
+def _write_regions(output_dir: Path, results: Sequence[ExtractedRecording]) -> None:
+    table = pd.DataFrame([{"path": result.source_path, **asdict(region)} for result in results
+                          for region in result.regions], columns=list(REGION_COLUMNS))
+    table["reason"] = table["reason"].map(name_to_text)
+    write_table(output_dir / "regions.csv", table.sort_values(["path", "start_seconds", "class_name"], kind="stable"))
+
+
+def codes_of(findings: Sequence) -> dict[str, list[str]]:
+    """Return the codes of what was found wrong with each recording, by source path."""
+    codes: dict[str, list[str]] = defaultdict(list)
+    for finding in findings:
+        for path in finding.paths:
+            if finding.code not in codes[path]:
+                codes[path].append(finding.code)
+    return codes
+
+
+def _read_before(output_dir: Path) -> dict:
+    """Return the ``dataset.json`` that stands there with its manifests; empty where one is missing or was changed."""
+    try:
+        info = read_json(output_dir / "dataset.json")
+        whole = all(file_sha256(output_dir / name) == sha256 for name, sha256 in info.get("manifests", {}).items())
+    except (ConfigError, OSError):
+        return {}
+    return info if whole else {}
+
+
+def _draw(settings: PreprocessSettings, rows: pd.DataFrame, classes: ClassList, counts: pd.DataFrame,
+          findings: Sequence) -> None:
+    # late: drawing takes half a second to import, while nothing can be worked on
+    from utils.reports import plot_overview
+    examples = {}
+    for name in classes.names:
+        row = rows[(rows["class_name"] == name) & (rows["augmentation"] == NOT_AUGMENTED)].iloc[0]
+        examples[name] = (np.load(settings.output_dir / row["path"], allow_pickle=False), settings.frontend)
+    plot_overview(settings.output_dir / "overview.png", counts=counts, examples=examples, findings=findings)
+
+
+def _warn_of_gaps(counts: pd.DataFrame) -> None:
+    for name, row in counts.iterrows():
+        gaps = [side for side in SPLITS if row[side] == 0]
+        if gaps:
+            logger.warning("class %s has no segment in %s: too few recordings to put one on every side", name,
+                           " and ".join(gaps))
+
+
+def _dataset_info(settings: PreprocessSettings, dataset: Dataset, rows: pd.DataFrame, classes: ClassList,
+                  counts: pd.DataFrame) -> dict:
+    return {
+        "format_version": FORMAT_VERSION,
+        "frontend": settings.frontend.to_dict(),
+        "fingerprint": frontend_fingerprint(settings.frontend),
+        "class_names": list(classes.names),
+        "counts": {side: {name: int(counts.loc[name, side]) for name in classes.names} for side in SPLITS},
+        "recordings": {side: int(rows.loc[rows["split"] == side, "recording_id"].nunique()) for side in SPLITS},
+        "input_dir": name_to_text(_relative(settings.input_dir, settings.output_dir)),
+        "settings": {
+            "segment_overlap_ms": settings.segment_overlap_ms, "segment_selection": settings.segment_selection,
+            "min_overlap_seconds": settings.min_overlap_seconds, "background_label": settings.background_label,
+            "augmentation_factor": settings.augmentation_factor, "balance_classes": settings.balance_classes,
+            "max_balance_ratio": settings.max_balance_ratio if math.isfinite(settings.max_balance_ratio) else None,
+            "group_by": settings.group_by,
+            "ratios": list(settings.ratios), "random_state": settings.random_state,
+            "augmentation": settings.augmentation.to_dict()},
+        "leakage_check": leakage_check(dataset, rows),
+    }
+
+
+def leakage_check(dataset: Dataset, rows: pd.DataFrame) -> dict:
+    """Count what every two sides of the split share, from the rows that are written: all counts should be 0.
+
+    Returns
+    -------
+    dict
+        ``recordings_on_two_sides``, ``augmented_outside_train``, and ``shared``: by two sides, the number of
+        ``recordings`` (ids), ``contents`` (decoded signals) and ``near_duplicates`` (pairs that sound the same).
+    """
+    sides_of: dict[str, set[str]] = defaultdict(set)
+    for recording_id, side in zip(rows["recording_id"], rows["split"], strict=True):
+        sides_of[recording_id].add(side)
+    of_path = dict(zip(rows["source_path"], rows["split"], strict=True))
+    contents: dict[str, set[str]] = defaultdict(set)
+    for result in dataset.results:
+        if result.source_path in of_path:
+            contents[of_path[result.source_path]].add(content_of(result))
+    shared = {}
+    for one, other in itertools.combinations(SPLITS, 2):
+        shared[f"{one}-{other}"] = {
+            "recordings": sum({one, other} <= sides for sides in sides_of.values()),
+            "contents": len(contents[one] & contents[other]),
+            "near_duplicates": sum({of_path.get(pair.first), of_path.get(pair.second)} == {one, other}
+                                   for pair in dataset.similar)}
+    augmented = (rows["augmentation"] != NOT_AUGMENTED) & (rows["split"] != "train")
+    return {"recordings_on_two_sides": sorted(name for name, sides in sides_of.items() if len(sides) > 1),
+            "augmented_outside_train": int(augmented.sum()), "shared": shared}
+
+
+def _relative(input_dir: Path, output_dir: Path) -> str:
+    try:
+        return Path(os.path.relpath(input_dir, output_dir)).as_posix()
+    except ValueError:  # two drives on Windows have no relative path
+        return input_dir.resolve().as_posix()

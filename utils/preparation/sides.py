@@ -1,0 +1,128 @@
+"""The split of a data set: what stays together, what was decided before, what given folds say, what is left out."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from models.errors import ManifestError
+from utils.preparation.assignment import assign_sides
+from utils.preparation.duplicates import groups_of, unprotected, without_windows
+from utils.preparation.extraction import ExtractedRecording, PreprocessSettings
+from utils.preparation.similarity import SimilarPair
+from utils.preparation.regions import Source
+from utils.storage.journal import Journal, settings_key
+from utils.storage.manifest import SPLITS
+
+logger = logging.getLogger(__name__)
+
+# how tables call the sides of a split
+_NAMED_SIDES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+                "test": "test"}
+
+
+def give_sides(settings: PreprocessSettings, sources: Sequence[Source], results: Sequence[ExtractedRecording],
+               similar: Sequence[SimilarPair], journal: Journal
+               ) -> tuple[list[ExtractedRecording], dict[str, str]]:
+    """Return the results, without what would leak, and the side of each recording id that has a window.
+
+    Parameters
+    ----------
+    settings : PreprocessSettings
+        Ratios and seed.
+    sources, results : sequences
+        In one order.
+    similar : sequence of SimilarPair
+        Source paths that sound the same.
+    journal : Journal
+        Sides that were given once stand in it, so that recordings that are added move no other.
+
+    Raises
+    ------
+    ManifestError
+        If given folds make no three sides, or tear a group apart.
+    """
+    used = [(source, result) for source, result in zip(sources, results, strict=True) if result.windows]
+    if any(source.fold for source, _ in used):
+        sides = _given_sides(used)
+        of_path = {source.source_path: sides[source.recording_id] for source, _ in used}
+        left_out = unprotected(of_path, results, similar)
+    else:
+        sides, left_out = _made_sides(settings, used, similar, journal)
+    for path, reason in sorted(left_out.items()):
+        logger.warning("%s is left out: %s", path, reason)
+    return [without_windows(result, left_out[result.source_path]) if result.source_path in left_out else result
+            for result in results], sides
+
+
+def _made_sides(settings: PreprocessSettings, used: Sequence[tuple[Source, ExtractedRecording]],
+                similar: Sequence[SimilarPair], journal: Journal) -> tuple[dict[str, str], dict[str, str]]:
+    ids = {source.source_path: source.recording_id for source, _ in used}
+    together = groups_of(ids, [result for _, result in used],
+                         [pair for pair in similar if pair.first in ids and pair.second in ids])
+    key = settings_key("sides", settings.ratios, settings.random_state, settings.group_by, settings.labels_from)
+    earlier = (journal.find("sides", key, key) or {"sides": {}})["sides"]
+    sides = assign_sides(_seconds(settings, used), together, ratios=settings.ratios,
+                         random_state=settings.random_state, earlier=earlier)
+    if any(earlier.get(name) != side for name, side in sides.items()):
+        journal.add("sides", key, key, {"sides": dict(sorted({**earlier, **sides}.items()))})
+    left_out = {}
+    for source, _ in used:
+        if source.recording_id not in sides:
+            torn = sorted({(side, name) for name, side in sides.items()
+                           if together[name] == together[source.recording_id]})
+            places = " and ".join(f"{name} ({side})" for side, name in _one_of_each_side(torn))
+            left_out[source.source_path] = f"sounds like {places}: on either side it would leak"
+    return sides, left_out
+
+
+def _one_of_each_side(torn: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    return list({side: (side, name) for side, name in reversed(torn)}.values())[::-1]
+
+
+def _seconds(settings: PreprocessSettings,
+             used: Sequence[tuple[Source, ExtractedRecording]]) -> dict[str, dict[str, float]]:
+    """Return the labelled seconds of each class by recording id; they depend on labels and lengths, not on windows."""
+    seconds: dict[str, dict[str, float]] = {}
+    for source, result in used:
+        own = seconds.setdefault(source.recording_id, {})
+        length = result.outcome.duration_seconds or 0.0
+        free = length
+        for region in source.regions:
+            end = length if region.end_seconds is None else min(region.end_seconds, length)
+            lasts = max(0.0, end - region.start_seconds)
+            own[region.class_name] = own.get(region.class_name, 0.0) + lasts
+            free -= lasts
+        if settings.background_label and source.is_annotated and free > 0:
+            own[settings.background_label] = own.get(settings.background_label, 0.0) + free
+    return seconds
+
+
+def _given_sides(used: Sequence[tuple[Source, ExtractedRecording]]) -> dict[str, str]:
+    of_folds = _sides_of_folds({source.fold for source, _ in used})
+    sides: dict[str, str] = {}
+    torn = set()
+    for source, _ in used:
+        if sides.setdefault(source.recording_id, of_folds[source.fold]) != of_folds[source.fold]:
+            torn.add(source.recording_id)
+    if torn:
+        raise ManifestError(f"--fold_column puts {len(torn)} recordings or groups on two sides"
+                            f" ({', '.join(sorted(torn)[:3])}): give all their rows one fold")
+    return sides
+
+
+def _sides_of_folds(folds: set[str]) -> Mapping[str, str]:
+    """Return the side each fold stands for: what it is called, or of other folds the last is test, then val."""
+    named = {fold: _NAMED_SIDES.get(fold.lower(), "") for fold in folds}
+    if all(named.values()):
+        missing = [side for side in SPLITS if side not in named.values()]
+        if missing:
+            raise ManifestError(f"--fold_column names the sides {', '.join(sorted(folds))} but no"
+                                f" {' and no '.join(missing)}: add rows of it, or leave --fold_column out")
+        return named
+    if any(named.values()):
+        raise ManifestError(f"--fold_column mixes sides and other values ({', '.join(sorted(folds))}): name train, val"
+                            f" and test, or number the folds")
+    if len(folds) < 3:
+        raise ManifestError(f"--fold_column needs at least 3 folds for train, val and test, got"
+                            f" {', '.join(sorted(folds))}")
+    *others, val, test = sorted(folds, key=lambda fold: (len(fold), fold))
+    return {**dict.fromkeys(others, "train"), val: "val", test: "test"}
