@@ -223,6 +223,12 @@ def test_noise_and_background_fill_what_a_shift_empties(rng):
         assert np.median(log_mel[-1] - log_mel[60]) == pytest.approx(-20, abs=SUM_TOLERANCE_DB + 0.5)  # 2 semitones
 
 
+def test_noise_is_heard_over_the_whole_window_of_a_short_clip(rng):
+    frontend = LogMelFrontend(FRONTEND.config.replace(padding="zeros"))
+    log_mel = log_mel_of_parameters(sine(440), WaveformParameters(snr_db=8.0), frontend=frontend, rng=rng)
+    assert (log_mel[:, -20:] > log_mel.max() - frontend.config.top_db).all()
+
+
 @pytest.mark.parametrize("transform", [{"rate": 0.85}, {"rate": 1.18}, {"n_semitones": -2.0}, {"n_semitones": 2.0}])
 def test_a_change_of_speed_or_pitch_keeps_the_power_of_noise(rng, transform):
     noise = rng.standard_normal(FRONTEND.config.segment_samples).astype(np.float32)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from utils.preparation.audit import audit
 from utils.preparation.audit_page import write_audit_page
 from utils.preparation.confounds import measure_confounds
-from utils.preparation.dataset import codes_of, files_frame, labels_frame
+from utils.preparation.dataset import files_frame, labels_frame
 from utils.preparation.extraction import ExtractedRecording, PreprocessSettings
 from utils.preparation.regions import Source
 from utils.preparation.similarity import SimilarPair
@@ -30,7 +30,7 @@ def write_audit(settings: PreprocessSettings, sources: Sequence[Source], results
     files, labels = files_frame(results), labels_frame(sources)
     confounds = measure_confounds(files, labels)
     findings = audit(files, labels, similar=similar, confounds=confounds)
-    write_table(settings.output_dir / "audit.csv", files_frame(results, findings=codes_of(findings)))
+    write_table(settings.output_dir / "audit.csv", files_frame(results, findings=findings))
     write_json(settings.output_dir / "audit.json", {
         "format_version": FORMAT_VERSION, "findings": [finding.to_dict() for finding in findings],
         "confounds": confounds.to_dict("records")})

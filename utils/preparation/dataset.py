@@ -1,5 +1,6 @@
 """What preprocessing leaves behind: manifests, ``dataset.json``, ``files.csv``, ``regions.csv`` and the overview."""
 
+import hashlib
 import itertools
 import logging
 import math
@@ -22,6 +23,7 @@ from utils.preparation.labelling import REGION_COLUMNS
 from utils.preparation.similarity import SimilarPair
 from utils.preparation.regions import Source
 from utils.storage.files import file_sha256, read_json, write_json
+from utils.storage.journal import settings_key
 from utils.storage.manifest import FORMAT_VERSION, NOT_AUGMENTED, SPLITS, write_manifest
 from utils.storage.names import name_to_text
 from utils.storage.tables import write_table
@@ -33,6 +35,7 @@ _SOUND_COLUMNS = ("peak_dbfs", "rms_dbfs", "dc_offset", "clipped_share", "channe
 FILE_COLUMNS = ("path", "status", "reason", "duration_seconds", "sample_rate", "channels", "sha256", "n_segments",
                 "split", "declared_seconds", *RECORDER_COLUMNS, *_SOUND_COLUMNS, "findings")
 _MANIFESTS = tuple(f"{side}.csv" for side in SPLITS)
+_TABLES = (*_MANIFESTS, "files.csv", "regions.csv")
 
 
 @dataclass(frozen=True)
@@ -69,41 +72,44 @@ def write_dataset(settings: PreprocessSettings, dataset: Dataset) -> None:
     counts = pd.crosstab(rows["class_name"], rows["split"]).reindex(
         index=list(classes.names), columns=list(SPLITS), fill_value=0)
     _warn_of_gaps(counts)
-    before = _read_before(output_dir)
-    # late: statistics take a second to import, while nothing can be worked on
-    from utils.preparation.audit import audit
-    findings = audit(files_frame(dataset.results), labels_frame(dataset.sources), similar=dataset.similar)
     sides = dict(zip(rows["source_path"], rows["split"], strict=True))
-    write_files_csv(output_dir, dataset.results, sides=sides, findings=codes_of(findings))
-    _write_regions(output_dir, dataset.results)
-    for side, name in zip(SPLITS, _MANIFESTS, strict=True):
-        write_manifest(output_dir / f".new_{name}", rows[rows["split"] == side])
+    files, labels = files_frame(dataset.results, sides=sides), labels_frame(dataset.sources)
+    regions = _regions_frame(dataset.results)
     info = {**_dataset_info(settings, dataset, rows, classes, counts),
-            "findings": [finding.to_dict() for finding in findings],
-            "manifests": {name: file_sha256(output_dir / f".new_{name}") for name in _MANIFESTS}}
-    if info == before and (output_dir / "overview.png").exists():
-        for name in _MANIFESTS:
-            (output_dir / f".new_{name}").unlink()
+            "made_from": _digest(rows, files, labels, regions, pd.DataFrame(dataset.similar))}
+    if _stands(output_dir, info):
         return
+    # late: statistics and pictures take a second to import, while nothing can be worked on
+    from utils.preparation.audit import audit
+    findings = audit(files, labels, similar=dataset.similar)
     retract(output_dir)
-    for name in _MANIFESTS:
-        os.replace(output_dir / f".new_{name}", output_dir / name)
+    write_table(output_dir / "files.csv", _with_findings(files, findings))
+    write_table(output_dir / "regions.csv", regions)
+    for side in SPLITS:
+        write_manifest(output_dir / f"{side}.csv", rows[rows["split"] == side])
     _draw(settings, rows, classes, counts, findings)
-    write_json(output_dir / "dataset.json", info)
+    write_json(output_dir / "dataset.json", {
+        **info, "findings": [finding.to_dict() for finding in findings],
+        "sha256": {name: file_sha256(output_dir / name) for name in _TABLES}})
+
+
+def write_reasons(output_dir: Path, results: Sequence[ExtractedRecording]) -> None:
+    """Write ``files.csv`` alone, where nothing came of the run but reasons."""
+    write_table(output_dir / "files.csv", files_frame(results))
 
 
 def files_frame(results: Sequence[ExtractedRecording], *, sides: Mapping[str, str] | None = None,
-                findings: Mapping[str, Sequence[str]] | None = None) -> pd.DataFrame:
+                findings: Sequence = ()) -> pd.DataFrame:
     """Return what is known of each recording, a row each, sorted by path.
 
     Parameters
     ----------
     results : sequence of ExtractedRecording
         What extraction found.
-    sides : mapping of str to str
+    sides : mapping of str to str, optional
         Side of the split, by source path.
-    findings : mapping of str to sequence of str
-        Codes of what was found wrong, by source path.
+    findings : sequence of Finding
+        What was found wrong.
 
     Returns
     -------
@@ -113,14 +119,16 @@ def files_frame(results: Sequence[ExtractedRecording], *, sides: Mapping[str, st
     table = pd.DataFrame([_file_row(result) for result in results], columns=list(FILE_COLUMNS))
     table["reason"] = table["reason"].map(name_to_text)
     table["split"] = [(sides or {}).get(path, "") for path in table["path"]]
-    table["findings"] = ["; ".join((findings or {}).get(path, ())) for path in table["path"]]
-    return table.astype({"sample_rate": "Int64", "channels": "Int64"}).sort_values("path", ignore_index=True)
+    table = table.astype({"sample_rate": "Int64", "channels": "Int64"}).sort_values("path", ignore_index=True)
+    return _with_findings(table, findings)
 
 
-def write_files_csv(output_dir: Path, results: Sequence[ExtractedRecording], *, sides: Mapping[str, str] | None = None,
-                    findings: Mapping[str, Sequence[str]] | None = None) -> None:
-    """Write ``files.csv``: what became of every input, and what it is like."""
-    write_table(output_dir / "files.csv", files_frame(results, sides=sides, findings=findings))
+def _with_findings(files: pd.DataFrame, findings: Sequence) -> pd.DataFrame:
+    codes: dict[str, dict[str, None]] = defaultdict(dict)  # a dict keeps the order
+    for finding in findings:
+        for path in finding.paths:
+            codes[path][finding.code] = None
+    return files.assign(findings=["; ".join(codes.get(path, ())) for path in files["path"]])
 
 
 def labels_frame(sources: Sequence[Source]) -> pd.DataFrame:
@@ -138,31 +146,26 @@ def _file_row(result: ExtractedRecording) -> dict:
             "n_segments": len(result.windows), "declared_seconds": result.declared_seconds, **recorder, **sound}
 
 
-def _write_regions(output_dir: Path, results: Sequence[ExtractedRecording]) -> None:
+def _regions_frame(results: Sequence[ExtractedRecording]) -> pd.DataFrame:
     table = pd.DataFrame([{"path": result.source_path, **asdict(region)} for result in results
                           for region in result.regions], columns=list(REGION_COLUMNS))
     table["reason"] = table["reason"].map(name_to_text)
-    write_table(output_dir / "regions.csv", table.sort_values(["path", "start_seconds", "class_name"], kind="stable"))
+    return table.sort_values(["path", "start_seconds", "class_name"], kind="stable", ignore_index=True)
 
 
-def codes_of(findings: Sequence) -> dict[str, list[str]]:
-    """Return the codes of what was found wrong with each recording, by source path."""
-    codes: dict[str, list[str]] = defaultdict(list)
-    for finding in findings:
-        for path in finding.paths:
-            if finding.code not in codes[path]:
-                codes[path].append(finding.code)
-    return codes
+def _digest(*tables: pd.DataFrame) -> str:
+    return settings_key(*(hashlib.sha256(table.to_csv(index=False).encode()).hexdigest() for table in tables))
 
 
-def _read_before(output_dir: Path) -> dict:
-    """Return the ``dataset.json`` that stands there with its manifests; empty where one is missing or was changed."""
+def _stands(output_dir: Path, info: Mapping) -> bool:
+    """Whether this very data set stands there already, whole."""
     try:
-        info = read_json(output_dir / "dataset.json")
-        whole = all(file_sha256(output_dir / name) == sha256 for name, sha256 in info.get("manifests", {}).items())
+        before = read_json(output_dir / "dataset.json")
+        return (all(before.get(name) == value for name, value in info.items())
+                and (output_dir / "overview.png").exists()
+                and before.get("sha256") == {name: file_sha256(output_dir / name) for name in _TABLES})
     except (ConfigError, OSError):
-        return {}
-    return info if whole else {}
+        return False
 
 
 def _draw(settings: PreprocessSettings, rows: pd.DataFrame, classes: ClassList, counts: pd.DataFrame,

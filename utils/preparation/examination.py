@@ -45,10 +45,11 @@ class SoundFacts:
     channel_correlation : float or None
         Pearson correlation of the first two channels, -1..1: near -1 is antiphase; None for mono or a silent channel.
     bandwidth_hertz : float or None
-        Frequency above which nothing is left (far below what its rate could hold where it was upsampled or compressed);
-        None for digital silence.
+        Frequency above which nothing is left (far below what its rate could hold where it was upsampled or compressed),
+        as ``find_bandwidth`` has it; None for silence.
     content : str
-        Hash of the decoded signal: the same for a copy in another lossless container.
+        SHA-256 of rate, number of channels and samples rounded to 16 bits: the same for a copy in another lossless
+        container, or of more bits.
     fingerprint : str
         What near-duplicates are recognised by, as text; see ``utils.preparation.similarity``.
     """
@@ -133,14 +134,15 @@ class _Levels:
         extremes = np.stack([chunk.max(axis=1), -chunk.min(axis=1)])
         self._peak = max(self._peak, float(extremes.max()))
         self._plateaus.add(chunk, extremes)
-        self._sums = self._sums + chunk.sum(axis=1)
+        sums = chunk.sum(axis=1).astype(np.float64)
+        self._sums = self._sums + sums
         self._squares = self._squares + np.vecdot(chunk, chunk)
         if n_channels > 1:
             # within a chunk around its own mean: far from 0 the float32 products would not tell a quiet signal
-            means = chunk[:2].mean(axis=1)
-            around = chunk[:2] - means[:, None]
+            means = sums[:2] / n_samples
+            around = chunk[:2] - means[:, None].astype(np.float32)
             self._scatter = self._scatter + around @ around.T
-            self._mean_products = self._mean_products + n_samples * np.outer(means, means).astype(np.float64)
+            self._mean_products = self._mean_products + n_samples * np.outer(means, means)
 
     def facts(self) -> dict[str, Any]:
         """Return these fields of ``SoundFacts``."""
@@ -232,7 +234,7 @@ class _Spectra:
             self._kept.append(_power(chunk))
 
     def bandwidth_hertz(self, sample_rate: int) -> float | None:
-        """Return the bandwidth of what passed by; None for digital silence."""
+        """Return the bandwidth of what passed by; None for silence."""
         audible = [10 * np.log10(power + _NO_POWER) for power in self._kept if power.max() > _NO_POWER]
         if not audible:
             return None
@@ -253,8 +255,8 @@ def find_bandwidth(levels_db: np.ndarray, *, sample_rate: int) -> float:
     What was upsampled or compressed falls off a cliff: just above a cut all bands lie far below even the quietest of
     those beneath it. A spectrum that falls gently has none, nor have a tone or insects that rise from a noise floor
     which is the same on both sides of them. Not found are a cut in a recording so quiet that the rounding to 16 bits is
-    nearly as loud as what is beneath it, one below 3 kHz or above 97% of half the rate, and upsampling without a filter,
-    which mirrors what is beneath.
+    nearly as loud as what is beneath it, one below 3 kHz or above 97% of half the rate, and upsampling without a
+    filter, which mirrors what is beneath.
 
     Parameters
     ----------
@@ -272,12 +274,13 @@ def find_bandwidth(levels_db: np.ndarray, *, sample_rate: int) -> float:
     beneath = np.sort(np.where(is_beneath, bands, np.inf), axis=1)
     quietest_beneath = beneath[np.arange(len(cuts)), is_beneath.sum(axis=1) // 10]
     # and those next to the cut, or a steep slope would pass for a cliff
-    gaps = np.minimum(quietest_beneath, np.minimum(bands[cuts - 1], bands[cuts - 2])) - loudest_above[cuts + _CLIFF_BANDS]
-    # the highest, for a codec may have left a step beneath its cut; not what is far smaller than the largest
-    deep = (gaps >= max(_CLIFF_DB, gaps.max(initial=0.0) / 2)) & (cuts * sample_rate >= 2 * len(bands) * _LOWEST_CUT)
-    if not deep.any():
+    quietest_beneath = np.minimum(quietest_beneath, np.minimum(bands[cuts - 1], bands[cuts - 2]))
+    gaps = quietest_beneath - loudest_above[cuts + _CLIFF_BANDS]
+    gaps[cuts * sample_rate / 2 / len(bands) < _LOWEST_CUT] = 0
+    if gaps.max() < _CLIFF_DB:
         return sample_rate / 2
-    cut = int(cuts[deep][-1])
+    # the highest, for a codec may have left a step beneath its cut; not what is far smaller than the largest
+    cut = int(cuts[gaps >= max(_CLIFF_DB, gaps.max() / 2)][-1])
     slope = bands[cut:cut + _CLIFF_BANDS]
     n_filled = cut + int((slope > loudest_above[cut + _CLIFF_BANDS] + _CLIFF_DB / 2).sum())
     return n_filled / len(bands) * sample_rate / 2

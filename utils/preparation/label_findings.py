@@ -40,12 +40,11 @@ def label_findings(files: pd.DataFrame, labels: pd.DataFrame, *, similar: Sequen
         ``contradicting_labels``, ``label_typo``, ``few_recordings``, ``class_imbalance``; in this order.
     """
     classes_of = labels.groupby("path")["class_name"].agg(frozenset).to_dict()
-    groups_of = labels.groupby("path")["group"].first().to_dict()
     copies = _exact_copies(files, classes_of)
     n_recordings = labels.drop_duplicates(["class_name", "path"])["class_name"].value_counts().to_dict()
     n_groups = labels.groupby("class_name")["group"].nunique().to_dict()
-    return [*_copies("duplicate", copies, classes_of, groups_of, "the same sound"),
-            *_copies("near_duplicate", _near_copies(files, classes_of, similar), classes_of, groups_of,
+    return [*_copies("duplicate", copies, classes_of, "the same sound"),
+            *_copies("near_duplicate", _near_copies(files, classes_of, similar), classes_of,
                      "almost the same sound"),
             *_contradicting(labels),
             *_typos({name: n_recordings.get(name, 0) for name in class_names}, labels),
@@ -68,7 +67,7 @@ def _near_copies(files: pd.DataFrame, classes_of: Mapping[str, frozenset],
 
 
 def _copies(code: str, sets: Sequence[tuple[str, ...]], classes_of: Mapping[str, frozenset],
-            groups_of: Mapping[str, str], what: str) -> Iterator[Finding]:
+            what: str) -> Iterator[Finding]:
     across = [paths for paths in sets if len({classes_of[path] for path in paths}) > 1]
     if across:
         one = across[0]
@@ -76,17 +75,15 @@ def _copies(code: str, sets: Sequence[tuple[str, ...]], classes_of: Mapping[str,
                             for path in _of_different_classes(one, classes_of))
         severity: Severity = "error" if code == "duplicate" else "warning"
         yield _about(f"{code}_across", severity, across, (
-            f"{what} in {counted(len(across), 'set')} of recordings with different classes, such as {told}: listen,"
-            f" and keep the right label"))
+            f"{what} in {counted(len(across), 'set')} of recordings with different classes, such as {told}:"
+            f" {'none of them is used; ' if code == 'duplicate' else ''}listen, and keep the right label"))
     within = [paths for paths in sets if len({classes_of[path] for path in paths}) == 1]
     if within:
-        torn = [paths for paths in within if len({groups_of[path] for path in paths}) > 1]
-        advice = ("those of several groups may stand on both sides of a split, which makes scores too good: leave"
-                  f" copies out, or give each set one group with --group_by column ({len(torn):,} to do)" if torn
-                  else "each set has one group and stays on one side of a split, so nothing needs to be done")
-        yield _about(f"{code}_within", "warning" if torn else "note", torn + [s for s in within if s not in torn], (
-            f"{what} in {counted(len(within), 'set')} of recordings of one class, such as"
-            f" {listed((torn or within)[0])}; {advice}"))
+        what_is_done = ("the first by path is used, the others are left out" if code == "duplicate"
+                        else "preparing keeps each set on one side of the split")
+        yield _about(f"{code}_within", "note", within, (
+            f"{what} in {counted(len(within), 'set')} of recordings of one class, such as {listed(within[0])};"
+            f" {what_is_done}"))
 
 
 def _of_different_classes(paths: Sequence[str], classes_of: Mapping[str, frozenset]) -> tuple[str, str]:

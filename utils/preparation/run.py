@@ -18,7 +18,7 @@ from models.audio_frontend import cached_frontend
 from models.classes import ClassList
 from models.errors import AudioError, ManifestError
 from utils.audio.recordings import Outcome
-from utils.preparation.dataset import Dataset, retract, write_dataset, write_files_csv
+from utils.preparation.dataset import Dataset, retract, write_dataset, write_reasons
 from utils.preparation.duplicates import settle_duplicates, similar_recordings
 from utils.preparation.extraction import (ExtractedRecording, PreprocessSettings, examine_recording, extract_recording)
 from utils.preparation.sides import give_sides
@@ -76,10 +76,13 @@ def preprocess(settings: PreprocessSettings, sources: Sequence[Source], *, execu
         _tell_what_changed(settings, journal)
         extracted = _extract_all(settings, sources, journal, executor)
         results = settle_duplicates(extracted)
-        write_files_csv(settings.output_dir, results)  # the reasons are told even if nothing is usable
-        similar = similar_recordings(results)
-        results, sides = give_sides(settings, sources, results, similar, journal)
-        rows = _manifest_rows(settings, sources, results, sides)
+        try:
+            similar = similar_recordings(results)
+            results, sides = give_sides(settings, sources, results, similar, journal)
+            rows = _manifest_rows(settings, sources, results, sides)
+        except (AudioError, ManifestError):
+            write_reasons(settings.output_dir, results)
+            raise
         copies = _copies(settings, rows, results, journal, executor)
         kept = {window.path for result in extracted for window in result.windows}
         _remove_stale(settings.output_dir, kept.union(copies["path"]))

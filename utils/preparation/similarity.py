@@ -254,7 +254,7 @@ def find_similar(fingerprints: Mapping[str, str]) -> list[SimilarPair]:
     """Return the pairs of recordings that share sound.
 
     Of recordings whose fingerprints are the same the first by name stands for all: the others are paired with it alone.
-    100,000 recordings take less than a minute and about 1 GB.
+    100,000 recordings take a quarter of a minute and about 1 GB.
 
     Parameters
     ----------

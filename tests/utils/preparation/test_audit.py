@@ -102,17 +102,16 @@ def test_sample_rates_are_counted_the_most_frequent_first():
     assert finding.paths == ("bird/000.wav", "bird/001.wav")  # one of each
 
 
-@pytest.mark.parametrize(("rows", "groups", "code", "severity"), [
-    ((0, 1), None, "duplicate_within", "warning"), ((0, 1), "one", "duplicate_within", "note"),
-    ((1, 30), None, "duplicate_across", "error"), ((1, 30), "one", "duplicate_across", "error")])
-def test_copies_within_a_class_leak_and_across_classes_contradict(rows, groups, code, severity):
+@pytest.mark.parametrize(("rows", "code", "severity", "told"), [
+    ((0, 1), "duplicate_within", "note", "the first by path is used"),
+    ((1, 30), "duplicate_across", "error", "none of them is used")])
+def test_copies_within_a_class_cost_nothing_and_across_classes_contradict(rows, code, severity, told):
     files, labels = healthy()
     for place in rows:
         files[place]["content"] = "the same"
-        labels[place]["group"] = groups or labels[place]["group"]
     files[rows[1]]["status"] = "duplicate"  # it was left out for that
     finding = only(findings_of(files, labels), code)
-    assert finding.severity == severity and finding.value == 1
+    assert finding.severity == severity and finding.value == 1 and told in finding.message
     assert finding.paths == tuple(files[place]["path"] for place in rows)
 
 
