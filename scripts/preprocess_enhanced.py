@@ -8,11 +8,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.efficientnet_config import FrontendConfig
+from models.efficientnet_config import BACKGROUND_CLASS, AugmentationConfig, FrontendConfig
 from models.errors import ConfigError
 from utils.running import cli
 
 _FRONTEND_FLAGS = ("sample_rate", "n_fft", "hop_length", "n_mels", "f_min", "f_max")
+_ROLES = ("path", "label", "group", "fold", "start", "end")  # of a table's columns
+_AUGMENTATIONS = {"stretch": "use_time_stretch", "pitch": "use_pitch_shift", "level": "use_volume",
+                  "noise": "use_noise", "background": "use_background", "equaliser": "use_waveform_equaliser"}
 _RATIO_TOLERANCE = 1e-6  # .7 + .15 + .15 is not exactly 1 in binary
 
 
@@ -23,7 +26,7 @@ def build_parser() -> cli.CommandParser:
     parser.add_argument("--output_dir", type=Path, required=True, help="where manifests and spectrograms go")
     labels = parser.add_argument_group("labels from a table, or from annotations")
     labels.add_argument("--labels_csv", type=Path, help="CSV or TSV with a path and a label per row")
-    for role in ("path", "label", "group", "fold", "start", "end"):
+    for role in _ROLES:
         labels.add_argument(f"--{role}_column", help=f"column of the {role} (default: a usual name)")
     labels.add_argument("--annotations", type=Path, help="folder of Raven, Audacity or BirdNET tables, or one of them,"
                         " or the decisions of a review page")
@@ -34,7 +37,7 @@ def build_parser() -> cli.CommandParser:
                         " shorter than twice that")
     labels.add_argument("--background_windows", action="store_true",
                         help="windows of annotated recordings in which nothing is marked become the background class")
-    labels.add_argument("--background_label", default="environmental_sound", help="name of the background class")
+    labels.add_argument("--background_label", default=BACKGROUND_CLASS, help="name of the background class")
     front = parser.add_argument_group("front end")
     defaults = FrontendConfig()
     units = {"sample_rate": "Hz", "n_fft": "samples", "hop_length": "samples", "n_mels": "bands", "f_min": "Hz",
@@ -50,6 +53,9 @@ def build_parser() -> cli.CommandParser:
     balance = parser.add_argument_group("augmentation, of the training split only")
     balance.add_argument("--apply_augmentation", action="store_true", help="make augmented copies")
     balance.add_argument("--augmentation_factor", type=cli.positive_int, default=3, help="copies per segment")
+    usual = [name for name, setting in _AUGMENTATIONS.items() if getattr(AugmentationConfig(), setting)]
+    balance.add_argument("--augmentations", type=cli.comma_list, default=",".join(usual), metavar="A,B,...",
+                         help=f"what copies are changed by, of {', '.join(_AUGMENTATIONS)}")
     balance.add_argument("--balance_classes", action="store_true", help="augment minority classes to the largest")
     balance.add_argument("--max_balance_ratio", type=float, default=10.0, help="a class grows at most this many times")
     balance.add_argument("--background_dir", type=Path, help="recordings without calls to mix into copies (default: the"
@@ -74,6 +80,7 @@ def run(flags: argparse.Namespace) -> int:
     # late: these bring NumPy, SciPy and pandas, which --help should not wait for
     with cli.quick_imports():
         from utils.running import parallel
+        from utils.preparation import sources
         from utils.preparation.extraction import PreprocessSettings
         from utils.preparation.run import examine, preprocess
 
@@ -87,10 +94,14 @@ def run(flags: argparse.Namespace) -> int:
         ratios=(flags.train_ratio, flags.val_ratio, flags.test_ratio), random_state=flags.random_state,
         min_overlap_seconds=flags.min_overlap_seconds, group_by=flags.group_by, labels_from=_labels_from(flags),
         background_label=flags.background_label if flags.background_windows else None,
-        background_dir=flags.background_dir)
+        background_dir=flags.background_dir, augmentation=AugmentationConfig().replace(
+            **{setting: name in flags.augmentations for name, setting in _AUGMENTATIONS.items()}))
     executor = parallel.LocalProcesses(flags.workers or parallel.default_workers(),
                                        silence_seconds=flags.silence_limit)
-    found = find_sources(flags)
+    found = sources.find_sources(
+        flags.input_dir, labels_csv=flags.labels_csv, annotations=flags.annotations, group_by=flags.group_by,
+        columns=sources.TableColumns(**{role: getattr(flags, f"{role}_column") for role in _ROLES}),
+        label_map=flags.label_map, drop_unmapped=flags.drop_unmapped, background_label=flags.background_label)
     if flags.audit:
         results = examine(settings, found, executor=executor)
     else:
@@ -108,27 +119,6 @@ def run(flags: argparse.Namespace) -> int:
               f" {flags.output_dir / ('audit.csv' if flags.audit else 'files.csv')}")
     # a copy of a recording is left out on purpose: nothing of it is missing
     return cli.EXIT_NOTHING_USABLE if flags.strict and failed > tally["duplicate"] else cli.EXIT_DONE
-
-
-def find_sources(flags: argparse.Namespace) -> list:
-    """Return the recordings and labels that the flags name."""
-    from utils.preparation import sources
-    found = []
-    if flags.labels_csv:
-        columns = sources.TableColumns(path=flags.path_column, label=flags.label_column, group=flags.group_column,
-                                       fold=flags.fold_column, start=flags.start_column, end=flags.end_column)
-        found = sources.sources_from_table(flags.labels_csv, flags.input_dir, columns=columns, group_by=flags.group_by,
-                                           background_label=flags.background_label)
-    if flags.annotations:
-        found = sources.combine(found, sources.sources_from_annotations(
-            flags.annotations, flags.input_dir, group_by=flags.group_by, background_label=flags.background_label,
-            label_column=flags.label_column if not flags.labels_csv else None))
-    if not flags.labels_csv and not flags.annotations:
-        found = sources.sources_from_folders(flags.input_dir, group_by=flags.group_by)
-    if flags.label_map:
-        found = sources.apply_label_map(found, sources.read_label_map(flags.label_map),
-                                        drop_unmapped=flags.drop_unmapped)
-    return found
 
 
 def _labels_from(flags: argparse.Namespace) -> str:
@@ -159,6 +149,11 @@ def settings_checks(flags: argparse.Namespace) -> None:
     if flags.background_windows and not flags.labels_csv and not flags.annotations:
         raise ConfigError("--background_windows needs --labels_csv or --annotations: a class folder labels the whole"
                           " recording")
+    if flags.group_by == "column" and not flags.labels_csv:
+        raise ConfigError("--group_by column needs --labels_csv")
+    unknown = sorted(set(flags.augmentations) - set(_AUGMENTATIONS))
+    if unknown:
+        raise ConfigError(f"--augmentations: {unknown[0]!r} is none of {', '.join(_AUGMENTATIONS)}")
     if flags.background_dir is not None:
         cli.existing_folder(flags.background_dir, "--background_dir")
     if flags.drop_unmapped and not flags.label_map:

@@ -18,6 +18,26 @@ PATIENCE_SECONDS = 90  # for something to happen that takes a second on an idle 
 TINY_FLAGS = ["--sample_rate", str(TINY_RATE), "--n_fft", "512", "--hop_length", "256", "--n_mels", "32",
               "--f_max", "4000", "--segment_duration", "1000", "--segment_selection", "all"]
 
+# runs a script whose process (or a worker of it) is killed when it is about to write or remove a certain file
+_KILLED = """
+import multiprocessing, os, re, runpy, signal, sys
+victim, event, pattern, left = sys.argv[1:4] + [int(sys.argv[4])]
+main = os.getpid()
+multiprocessing.set_start_method("fork")  # workers watch too
+
+def watch(what, arguments):
+    global left
+    if what == event:
+        name = os.path.basename(os.fsdecode(arguments[1 if event == "os.rename" else 0]))
+        left -= re.fullmatch(pattern, name) is not None
+        if left == 0:
+            os.kill(main if victim == "command" else os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(watch)
+sys.argv = sys.argv[5:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are looked up in /proc")
 
 
@@ -42,6 +62,16 @@ def preprocess_command(audio_dir: Path, output_dir: Path, *more: object) -> list
 def predict_command(model: Path, audio_dir: Path, output: Path, *more: object) -> list[str]:
     return command("predict_efficientnet.py", "--model_path", model, "--input", audio_dir, "--output", output,
                    "--device", "cpu", "--batch_size", 8, *more)
+
+
+def killed(arguments: list[str], event: str, pattern: str, *, nth: int = 1, victim: str = "command") -> list[str]:
+    """Return a command that is killed at an ``event``: ``os.rename`` (to a file of this name) or ``os.remove``.
+
+    The name is a regular expression. Events are counted in each process by itself; the ``victim`` is the ``command``,
+    or the ``worker`` that is about to do it.
+    """
+    python, *script = arguments
+    return [python, "-c", _KILLED, victim, event, pattern, str(nth), *script]
 
 
 def start(arguments: list[str], **options) -> subprocess.Popen:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from models.efficientnet_config import BACKGROUND_CLASS
 from models.errors import ManifestError
 
 RAVEN_COLUMNS = ("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)",
@@ -15,7 +16,6 @@ RAVEN_COLUMNS = ("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)
 BIRDNET_COLUMNS = ("Start (s)", "End (s)", "Scientific name", "Common name", "Confidence", "File")
 DECISION_COLUMNS = ("file_path", "start_seconds", "end_seconds", "model_class", "confidence", "decision", "label",
                     "reviewed_at")
-BACKGROUND_LABEL = "environmental_sound"  # what a rejected detection is
 _RAVEN_TIMES = ("Begin Time (s)", "End Time (s)")
 _RAVEN_LABELS = ("species", "annotation", "annotations", "common name", "tags", "label", "class")
 _RAVEN_FILES = ("Begin Path", "Begin File")
@@ -103,7 +103,7 @@ def one_field(label: str) -> str:
 
 
 def read_annotations(path: str | os.PathLike, *, label_column: str | None = None,
-                     background_label: str = BACKGROUND_LABEL) -> list[MarkedSound]:
+                     background_label: str = BACKGROUND_CLASS) -> list[MarkedSound]:
     """Read a table of marked sounds, whichever of the dialects it is in; its content tells.
 
     Parameters
@@ -213,7 +213,7 @@ def read_birdnet(path: str | os.PathLike, *, label_column: str | None = None) ->
             for line, row in _rows(path, required=("Start (s)", "End (s)", label))]
 
 
-def read_decisions(path: str | os.PathLike, *, background_label: str = BACKGROUND_LABEL) -> list[MarkedSound]:
+def read_decisions(path: str | os.PathLike, *, background_label: str = BACKGROUND_CLASS) -> list[MarkedSound]:
     """Read what the review page hands back; ManifestError where it is no such table."""
     sounds = []
     for line, row in _rows(path, required=DECISION_COLUMNS[:7]):

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from models.efficientnet_config import BACKGROUND_CLASS
 from models.errors import ManifestError
-from utils.audio.annotations import BACKGROUND_LABEL, MarkedSound, annotation_kind, read_annotations
+from utils.audio.annotations import MarkedSound, annotation_kind, read_annotations
 from utils.preparation.grouping import group_ids
 from utils.preparation.matching import Match, RecordingIndex
 from utils.preparation.regions import Region, Source, unique_regions
@@ -42,13 +43,13 @@ class _Table:
     is_review: bool
 
     def is_own(self, file_path: str) -> bool:
-        """Whether a file that the table names is the recording it is called after."""
+        """Whether a file that the table names, or does not, is the recording it is called after."""
         name = posixpath.basename(file_path.replace("\\", "/"))
-        return self.own.is_found and name in ("", posixpath.basename(self.own.source_path))
+        return not file_path or self.own.is_found and name == posixpath.basename(self.own.source_path)
 
 
 def sources_from_annotations(annotations: Path, input_dir: Path, *, group_by: str,
-                             background_label: str = BACKGROUND_LABEL,
+                             background_label: str = BACKGROUND_CLASS,
                              label_column: str | None = None) -> list[Source]:
     """Return the recordings that annotations are about, sorted by path.
 
@@ -149,8 +150,7 @@ def _add_table(table: _Table, matches: Mapping[str, Match], marks: dict[str, _Ma
             problems.append(f"{table.path} is empty, and {_missing(table.own, '')}")
     lost = []
     for sound in table.sounds:
-        is_own = table.is_own(sound.file_path) or not sound.file_path
-        match = table.own if is_own else matches[sound.file_path]
+        match = table.own if table.is_own(sound.file_path) else matches[sound.file_path]
         if match.is_found:
             mark = marks.setdefault(match.source_path, _Marks())
             mark.is_annotated = mark.is_annotated and not table.is_review

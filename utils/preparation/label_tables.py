@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from models.efficientnet_config import BACKGROUND_CLASS
 from models.errors import ManifestError
-from utils.audio.annotations import BACKGROUND_LABEL, decided_label, end_in_file, is_decisions
+from utils.audio.annotations import decided_label, end_in_file, is_decisions
 from utils.preparation.grouping import group_ids
 from utils.preparation.matching import RecordingIndex
 from utils.preparation.regions import Region, Source, unique_regions
@@ -58,7 +59,7 @@ class _Rows:
 
 
 def sources_from_table(labels_csv: Path, input_dir: Path, *, columns: TableColumns, group_by: str,
-                       background_label: str = BACKGROUND_LABEL) -> list[Source]:
+                       background_label: str = BACKGROUND_CLASS) -> list[Source]:
     """Return the recordings a table names, sorted by path.
 
     Parameters
@@ -88,8 +89,6 @@ def sources_from_table(labels_csv: Path, input_dir: Path, *, columns: TableColum
         whole, groups or folds that differ within a recording, or paths that may be several files.
     """
     table = read_table(labels_csv)
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what exceeds the header for an index
-        raise ManifestError(f"{labels_csv} has rows with more fields than its header has names: name every column")
     chosen, classes = _choose_columns(table, columns, labels_csv, group_by)
     is_review = columns.label is None and is_decisions(table.columns)
     of_path: dict[str, _Rows] = defaultdict(_Rows)

@@ -96,8 +96,6 @@ class RecordingIndex:
         """
         candidates = sorted({*self._of_stem.get(stem, ()), *self._of_tail.get(stem, ())})
         beside = [path for path in candidates if posixpath.dirname(path) == folder]
-        if len(beside) == 1:
-            return Match(beside[0], True)
         above = {path: _n_common(_parts(posixpath.dirname(path)), _parts(folder)) for path in beside or candidates}
         most = max(above.values(), default=0)
         return _choose([path for path, n_common in above.items() if n_common == most], posixpath.join(folder, stem))

@@ -97,7 +97,8 @@ def _seconds(settings: PreprocessSettings,
 
 
 def _given_sides(used: Sequence[tuple[Source, ExtractedRecording]]) -> dict[str, str]:
-    of_folds = _sides_of_folds({source.fold for source, _ in used})
+    # a recording that only annotations name has no fold: the held-out sides stay as they were given
+    of_folds = {**_sides_of_folds({source.fold for source, _ in used if source.fold}), "": "train"}
     sides: dict[str, str] = {}
     torn = set()
     for source, _ in used:

@@ -18,8 +18,8 @@ from utils.storage.files import read_json
 from utils.storage.names import distinct_clip_ids
 from utils.storage.tables import read_table
 
-__all__ = ["GROUPINGS", "Region", "Source", "TableColumns", "apply_label_map", "combine", "read_label_map",
-           "sources_from_annotations", "sources_from_folders", "sources_from_table"]
+__all__ = ["GROUPINGS", "Region", "Source", "TableColumns", "apply_label_map", "combine", "find_sources",
+           "read_label_map", "sources_from_annotations", "sources_from_folders", "sources_from_table"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,48 @@ def sources_from_folders(input_dir: Path, *, group_by: str) -> list[Source]:
     ids = distinct_clip_ids(inside)
     groups = group_ids(ids, input_dir, group_by=group_by, n_class_folders=1)
     return [Source(path, groups[path], (Region(path.split("/")[0]),), "", ids[path]) for path in inside]
+
+
+def find_sources(input_dir: Path, *, labels_csv: Path | None, annotations: Path | None, columns: TableColumns,
+                 group_by: str, label_map: Path | None, drop_unmapped: bool, background_label: str) -> list[Source]:
+    """Return the recordings that a table and annotations name, or else those of class folders, with their labels.
+
+    Parameters
+    ----------
+    input_dir : Path
+        Holds the recordings.
+    labels_csv, annotations : Path or None
+        Table of labels; folder or file of annotations. Without either, the first folder below ``input_dir`` is the
+        class.
+    columns : TableColumns
+        Of the table; without one, ``label`` is the column of Raven's tables.
+    group_by : str
+        One of ``GROUPINGS``.
+    label_map : Path or None
+        Raw label to class, see ``read_label_map``.
+    drop_unmapped : bool
+        Leave out labels that the map lacks.
+    background_label : str
+        What a rejected decision stands for.
+
+    Raises
+    ------
+    AudioError, ConfigError, ManifestError
+        For what cannot be read or contradicts itself.
+    """
+    found: list[Source] = []
+    if labels_csv is not None:
+        found = sources_from_table(labels_csv, input_dir, columns=columns, group_by=group_by,
+                                   background_label=background_label)
+    if annotations is not None:
+        found = combine(found, sources_from_annotations(
+            annotations, input_dir, group_by=group_by, background_label=background_label,
+            label_column=columns.label if labels_csv is None else None))
+    if labels_csv is None and annotations is None:
+        found = sources_from_folders(input_dir, group_by=group_by)
+    if label_map is not None:
+        found = apply_label_map(found, read_label_map(label_map), drop_unmapped=drop_unmapped)
+    return found
 
 
 def combine(sources: Sequence[Source], more: Sequence[Source]) -> list[Source]:

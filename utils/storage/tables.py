@@ -17,11 +17,14 @@ def read_table(path: str | os.PathLike) -> pd.DataFrame:
         text = read_text(table)
         text.encode()  # a table is text: bytes that are none would only fail later
         separator = "\t" if "\t" in text.partition("\n")[0] else ","
-        return pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
+        read = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
     except FileNotFoundError as error:
         raise ManifestError(f"{table} does not exist") from error
     except (OSError, UnicodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ManifestError(f"{table} is not a readable table: {error}") from error
+    if not isinstance(read.index, pd.RangeIndex):  # pandas takes what exceeds the header for an index
+        raise ManifestError(f"{table} has rows with more fields than its header has names: name every column")
+    return read
 
 
 def write_table(path: str | os.PathLike, table: pd.DataFrame) -> None:

@@ -277,7 +277,7 @@ def test_a_confidence_that_birdnet_adds_to_an_audacity_label_is_no_part_of_it(tm
 
 REVIEW = ",".join(DECISION_COLUMNS) + """
 night/a.wav,1.5,4.5,owl,0.91,confirmed,,2024-05-01T10:00:00Z
-night/a.wav,6,9,owl,0.55,relabelled, fox ,2024-05-01T10:00:05Z
+night/a.wav,6,9,owl,0.55, relabelled , fox ,2024-05-01T10:00:05Z
 night/b.wav,0,3,owl,0.51,rejected,,2024-05-01T10:00:09Z
 """
 

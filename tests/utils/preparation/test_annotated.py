@@ -137,7 +137,19 @@ def test_rejected_detections_are_what_was_asked_for(tmp_path):
     assert source.regions == (Region("noise", 1.0, 2.0),)
 
 
+def test_an_empty_review_says_nothing_of_the_recording_it_is_called_after(tmp_path):
+    with pytest.raises(ManifestError, match="no annotations can be used"):
+        annotated(tmp_path, {"a.csv": "file_path,start_seconds,end_seconds,model_class,confidence,decision,label,x\n"})
+
+
 # what cannot be used
+
+def test_tables_are_read_in_order_and_hidden_files_are_none(tmp_path, caplog):
+    names = ["z.txt", "k/c.txt", "m.txt", "k/d.txt", "b.txt"]
+    annotated(tmp_path, {"x/a.txt": RAVEN, "._a.txt": b"\0\5\x16\7", **{name: "no table\n" for name in names}})
+    told = [record.getMessage().partition(" is no Raven")[0] for record in caplog.records]
+    assert told == [str(tmp_path / "marks" / name) for name in ("b.txt", "k/c.txt", "k/d.txt", "m.txt", "z.txt")]
+
 
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("c.txt", RAVEN, "2 of 2 marked sounds are left out: the recording that it is called after is not below"),

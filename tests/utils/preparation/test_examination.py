@@ -240,6 +240,17 @@ def test_the_upper_of_two_cuts_counts():
     assert find_bandwidth(levels_db, sample_rate=48000) == 800 / 1024 * 24000
 
 
+def test_a_cut_is_found_where_the_recorder_filtered_low_frequencies():
+    levels_db = np.select([np.arange(1024) < 80, np.arange(1024) < 512], [-139.0, -60.0], -80.0)
+    assert find_bandwidth(levels_db, sample_rate=48000) == 12000
+
+
+def test_the_whole_of_a_long_recording_counts(rng):
+    start = soxr.resample(noise(rng, seconds=10, sample_rate=8000), 8000, RATE)
+    assert facts_of(as_16_bits(start)).bandwidth_hertz == pytest.approx(4000, rel=BAND)
+    assert facts_of(as_16_bits(np.concatenate([start, noise(rng, seconds=90)]))).bandwidth_hertz == RATE / 2
+
+
 def test_recordings_shorter_than_a_frame_have_a_bandwidth(rng):
     assert facts_of(noise(rng, seconds=0.01)).bandwidth_hertz == RATE / 2
 

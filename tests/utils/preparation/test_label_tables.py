@@ -85,8 +85,9 @@ def test_a_table_of_opensoundscapes_boxes_works_as_it_is(tmp_path):
     lambda text: text, lambda text: text.replace("file,", "audio_file,"),
     lambda text: text.replace(",0,0", ",0.0,0.0").replace(",1,1", ",1.0,1.0"),
     lambda text: text.replace(",0,0", ",False,False").replace(",1,0", ",True,False").replace(",1,1", ",True,True"),
-    lambda text: "\n".join(f"{n - 1 if n else ''},{line}" for n, line in enumerate(text.split("\n")) if line),
-], ids=["plain", "audio_file", "decimals", "words", "with an index"])
+    lambda text: "\n".join(f"{1 if n else ''},{line}" for n, line in enumerate(text.split("\n")) if line),
+    lambda text: "\n".join(f"{1 if n else 'index'},{line}" for n, line in enumerate(text.split("\n")) if line),
+], ids=["plain", "audio_file", "decimals", "words", "with an index", "with an index of that name"])
 def test_a_table_with_a_column_for_each_class_works_as_it_is(tmp_path, change):
     make_audio(tmp_path / "audio", "site1/a.WAV", "site1/b.WAV", "site2/a.WAV")
     first, second = table(tmp_path, change(ONE_HOT))
@@ -99,8 +100,13 @@ def test_a_table_with_a_column_for_each_class_works_as_it_is(tmp_path, change):
 def test_what_clips_leave_out_is_not_known_to_be_background(tmp_path):
     gap = ONE_HOT.replace("/mnt/nas/site1/a.WAV,3.0,6.0,0,0\n", "")
     late = ONE_HOT.replace("b.WAV,0.0", "b.WAV,1.0")
+    upside_down = "\n".join([ONE_HOT.split("\n")[0], *reversed(ONE_HOT.split("\n")[1:])])
+    within = ONE_HOT.replace("3.0,6.0,0,0", "1.0,2.0,0,0").replace("0.0,3.0,1,0", "0.0,6.0,1,0")
+    rounded = ONE_HOT.replace("a.WAV,0.0,3.0", "a.WAV,0.0,2.9995")
     assert [s.is_annotated for s in table(tmp_path, gap)] == [False, True]
     assert [s.is_annotated for s in table(tmp_path, late)] == [True, False]
+    for whole in (upside_down, within, rounded):
+        assert [s.is_annotated for s in table(tmp_path, whole)] == [True, True]
 
 
 def test_a_class_for_each_recording_needs_no_times(tmp_path):
@@ -126,6 +132,8 @@ def test_a_review_counts_as_decided(tmp_path):
     assert table(tmp_path, text, background_label="noise")[1].regions[0].class_name == "noise"
     with pytest.raises(ManifestError, match=r"line 4: night/b\.wav: decision must be one of confirmed.*got 'perhaps'"):
         table(tmp_path, text.replace("rejected", "perhaps"))
+    own = table(tmp_path, text, columns=TableColumns(label="model_class"))  # what was asked for is not decided anew
+    assert {region.class_name for source in own for region in source.regions} == {"owl"}
 
 
 def test_a_raven_table_of_several_files_tells_where_a_sound_is_in_its_own(tmp_path):
