@@ -101,7 +101,8 @@ def run(flags: argparse.Namespace) -> int:
     found = sources.find_sources(
         flags.input_dir, labels_csv=flags.labels_csv, annotations=flags.annotations, group_by=flags.group_by,
         columns=sources.TableColumns(**{role: getattr(flags, f"{role}_column") for role in _ROLES}),
-        label_map=flags.label_map, drop_unmapped=flags.drop_unmapped, background_label=flags.background_label)
+        label_map=flags.label_map, drop_unmapped=flags.drop_unmapped, background_label=flags.background_label,
+        need_labels=not flags.audit)
     if flags.audit:
         results = examine(settings, found, executor=executor)
     else:

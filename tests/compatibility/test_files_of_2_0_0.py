@@ -78,12 +78,12 @@ def test_manifest_has_the_same_labels_classes_and_front_end(side):
         assert np.load(manifest.spectrogram_path(row)).shape == (FRONTEND.n_mels, FRONTEND.n_frames)
 
 
-def test_preprocessing_goes_on_from_the_journal(tmp_path):
+def test_preprocessing_does_all_again_and_leaves_every_recording_on_its_side(tmp_path):
     assert len(write_recordings(tmp_path / "recordings")) == N_RECORDINGS
     shutil.copytree(HERE / "dataset", tmp_path / "dataset")
     said = run_script("preprocess_enhanced", "--input_dir", "recordings", "--output_dir", "dataset", *FRONTEND_FLAGS,
                       cwd=tmp_path)
-    assert f"continuing: {N_RECORDINGS} of {N_RECORDINGS} recordings are already done" in said
+    assert "every recording is done again: an earlier version prepared dataset" in said
     columns = ["path", "label", "recording_id", "split"]
     for side in SPLITS:
         before, after = (pd.read_csv(folder / "dataset" / f"{side}.csv")[columns] for folder in (HERE, tmp_path))

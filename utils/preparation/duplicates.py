@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from utils.preparation.extraction import ExtractedRecording, LabelledWindow
-from utils.preparation.labelling import RegionOutcome
+from utils.preparation.labelling import RegionOutcome, recounted
 from utils.preparation.similarity import SimilarPair, components, find_similar
 
 _PROTECTED = ("test", "val", "train")  # where given folds hold copies of one sound, the first of these keeps its own
@@ -16,19 +16,21 @@ def content_of(result: ExtractedRecording) -> str:
     return result.sound.content if result.sound else result.sha256
 
 
-def settle_duplicates(results: Sequence[ExtractedRecording]) -> list[ExtractedRecording]:
+def settle_duplicates(results: Sequence[ExtractedRecording], *, sample_rate: int) -> list[ExtractedRecording]:
     """Keep each window of recordings that hold the same sound once, and none to which they give different labels.
 
     The first by path keeps its windows. A recording of which none is left has the status ``duplicate`` and the reason.
+
+    Parameters
+    ----------
+    results : sequence of ExtractedRecording
+        In any order.
+    sample_rate : int
+        Hz of the samples that windows are counted in.
     """
-    of_content: dict[str, list[ExtractedRecording]] = defaultdict(list)
-    for result in sorted(results, key=lambda result: result.source_path):
-        if result.outcome.status == "ok" and content_of(result):
-            of_content[content_of(result)].append(result)
     settled = {result.source_path: result for result in results}
-    for copies in of_content.values():
-        if len(copies) > 1:
-            settled.update((result.source_path, result) for result in _settle_copies(copies))
+    for copies in _by_content(results).values():
+        settled.update((result.source_path, result) for result in _settle_copies(copies, sample_rate))
     return [settled[result.source_path] for result in results]
 
 
@@ -40,36 +42,36 @@ def without_windows(result: ExtractedRecording, reason: str) -> ExtractedRecordi
 
 
 def similar_recordings(results: Sequence[ExtractedRecording]) -> list[SimilarPair]:
-    """Return the pairs of usable recordings that sound the same, by source path, copies of one content among them."""
-    return find_similar({result.source_path: result.sound.fingerprint for result in results
-                         if result.outcome.status == "ok" and result.sound and result.sound.fingerprint})
+    """Return the pairs of usable recordings that sound the same, by source path, sorted; copies of one content too."""
+    usable = [result for result in results if result.outcome.status == "ok" and result.sound]
+    pairs = find_similar({result.source_path: result.sound.fingerprint for result in usable if result.sound})
+    found = {(pair.first, pair.second): pair for pair in pairs}
+    for copies in _by_content(results).values():
+        for other in copies[1:]:
+            key = (copies[0].source_path, other.source_path)
+            found[key] = SimilarPair(*key, 1.0)
+    return [found[key] for key in sorted(found)]
 
 
-def groups_of(recording_ids: Mapping[str, str], results: Sequence[ExtractedRecording],
-              similar: Sequence[SimilarPair]) -> dict[str, str]:
+def groups_of(recording_ids: Mapping[str, str], similar: Sequence[SimilarPair]) -> dict[str, str]:
     """Return for each recording id the name of the group that must stay on one side.
 
     Parameters
     ----------
     recording_ids : mapping of str to str
         Source path to recording id.
-    results : sequence of ExtractedRecording
-        Those of one content are joined.
     similar : sequence of SimilarPair
-        Source paths that are joined.
+        Source paths that are joined; those that no id is known of are passed over.
     """
-    first_with: dict[str, str] = {}
-    pairs = [(pair.first, pair.second) for pair in similar]
-    for result in results:
-        if content_of(result):
-            pairs.append((first_with.setdefault(content_of(result), result.source_path), result.source_path))
-    joined = sorted({tuple(sorted((recording_ids[first], recording_ids[second]))) for first, second in pairs})
+    joined = set()
+    for pair in similar:
+        if pair.first in recording_ids and pair.second in recording_ids:
+            joined.add(tuple(sorted((recording_ids[pair.first], recording_ids[pair.second]))))
     return components(sorted(set(recording_ids.values())),
-                      [SimilarPair(first, second, 1.0) for first, second in joined if first != second])
+                      [SimilarPair(first, second, 1.0) for first, second in sorted(joined) if first != second])
 
 
-def unprotected(sides: Mapping[str, str], results: Sequence[ExtractedRecording],
-                similar: Sequence[SimilarPair]) -> dict[str, str]:
+def unprotected(sides: Mapping[str, str], similar: Sequence[SimilarPair]) -> dict[str, str]:
     """Return the recordings that given folds put on another side than one they resemble: path to reason.
 
     Test keeps its recordings, then validation.
@@ -84,41 +86,57 @@ def unprotected(sides: Mapping[str, str], results: Sequence[ExtractedRecording],
     return left_out
 
 
-def _settle_copies(copies: Sequence[ExtractedRecording]) -> list[ExtractedRecording]:
-    labels: dict[int, set[str]] = defaultdict(set)
+def _by_content(results: Sequence[ExtractedRecording]) -> dict[str, list[ExtractedRecording]]:
+    """Return the usable recordings of each content that several hold, sorted by path."""
+    of_content: dict[str, list[ExtractedRecording]] = defaultdict(list)
+    for result in sorted(results, key=lambda result: result.source_path):
+        if result.outcome.status == "ok" and content_of(result):
+            of_content[content_of(result)].append(result)
+    return {content: copies for content, copies in of_content.items() if len(copies) > 1}
+
+
+def _settle_copies(copies: Sequence[ExtractedRecording], sample_rate: int) -> list[ExtractedRecording]:
+    holders: dict[int, list[tuple[ExtractedRecording, str]]] = defaultdict(list)  # by a window's start
     for result in copies:
         for window in result.windows:
-            labels[window.start_sample].add(window.class_name)
-    taken: set[int] = set()
+            holders[window.start_sample].append((result, window.class_name))
     settled = []
     for result in copies:
-        others = [other for other in copies if other is not result]
-        kept: list[LabelledWindow] = []
+        kept, contrary, same = [], [], []
         for window in result.windows:
-            if len(labels[window.start_sample]) == 1 and window.start_sample not in taken:
+            here = holders[window.start_sample]
+            against = [(other, name) for other, name in here if name != window.class_name]
+            if against:
+                contrary.append((against[0], window.class_name))
+            elif here[0][0] is not result:
+                same.append(here[0][0])
+            else:
                 kept.append(window)
-        taken.update(window.start_sample for window in kept)
-        settled.append(_with_windows(result, kept, others))
+        if not contrary and not same:
+            settled.append(result)
+            continue
+        if contrary:
+            (other, name), own = contrary[0]
+            reason = (f"{_like(result, other)} {other.source_path}, which is labelled {name}, not {own}: correct one of"
+                      f" them")
+        else:
+            reason = f"{_like(result, same[0])} {same[0].source_path}"
+        settled.append(_with_windows(result, kept, reason, sample_rate))
     return settled
 
 
-def _with_windows(result: ExtractedRecording, kept: Sequence[LabelledWindow],
-                  others: Sequence[ExtractedRecording]) -> ExtractedRecording:
-    if len(kept) == len(result.windows):
-        return result
-    own = {window.class_name for window in result.windows}
-    contrary = next((other for other in others if {window.class_name for window in other.windows} - own), None)
-    same = "same bytes as" if result.sha256 == others[0].sha256 else "same sound as"
-    if contrary is None:
-        reason = f"{same} {others[0].source_path}"
-    else:
-        names = ", ".join(sorted({window.class_name for window in contrary.windows}))
-        reason = (f"{same} {contrary.source_path}, which is labelled {names}, not {', '.join(sorted(own))}: correct one"
-                  f" of them")
+def _like(result: ExtractedRecording, other: ExtractedRecording) -> str:
+    return "same bytes as" if result.sha256 == other.sha256 else "same sound as"
+
+
+def _with_windows(result: ExtractedRecording, kept: Sequence[LabelledWindow], reason: str,
+                  sample_rate: int) -> ExtractedRecording:
     if not kept:
         return without_windows(result, reason)
     told = f"{len(result.windows) - len(kept)} of its windows are left out: {reason}"
-    regions = tuple(replace(region, reason="; ".join(filter(None, (region.reason, told)))) for region in result.regions)
+    regions = tuple(recounted(region, [(window.start_sample, window.end_sample) for window in kept
+                                       if window.class_name == region.class_name],
+                              sample_rate=sample_rate, why=told) for region in result.regions)
     outcome = replace(result.outcome, reason="; ".join(filter(None, (result.outcome.reason, told))))
     return replace(result, outcome=outcome, windows=tuple(kept), regions=regions)
 

@@ -49,7 +49,7 @@ class SoundFacts:
         as ``find_bandwidth`` has it; None for silence.
     content : str
         SHA-256 of rate, number of channels and samples rounded to 16 bits: the same for a copy in another lossless
-        container, or of more bits.
+        container, and for one of 16 bits stored with more.
     fingerprint : str
         What near-duplicates are recognised by, as text; see ``utils.preparation.similarity``.
     """

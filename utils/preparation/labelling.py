@@ -9,7 +9,7 @@ import bisect
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from utils.preparation.regions import Region
@@ -161,6 +161,29 @@ def lost_regions(regions: Iterable[Region], reason: str) -> list[RegionOutcome]:
     """Return the outcome of regions whose recording gave nothing at all."""
     return [RegionOutcome(region.class_name, region.start_seconds, region.end_seconds, region.low_hertz,
                           region.high_hertz, 0, 0.0, reason) for region in regions]
+
+
+def recounted(outcome: RegionOutcome, kept: Sequence[tuple[int, int]], *, sample_rate: int,
+              why: str) -> RegionOutcome:
+    """Return what became of a region after some windows of its label were left out.
+
+    Parameters
+    ----------
+    outcome : RegionOutcome
+        With all windows.
+    kept : sequence of (int, int)
+        First sample of each window of its label that is left, and the one after its last.
+    sample_rate : int
+        Hz.
+    why : str
+        Why the others were left out; told where the region lost one.
+    """
+    first, last = _span(Region(outcome.class_name, outcome.start_seconds, outcome.end_seconds), sample_rate)
+    own = [(max(start, first), min(end, last)) for start, end in kept if start < last and end > first]
+    if len(own) == outcome.n_windows:
+        return outcome
+    return replace(outcome, n_windows=len(own), labelled_seconds=round(_union_length(own) / sample_rate, 6),
+                   reason="; ".join(filter(None, (outcome.reason, why))))
 
 
 def _span(region: Region, sample_rate: int) -> tuple[int, float]:

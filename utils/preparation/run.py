@@ -21,7 +21,7 @@ from utils.audio.recordings import Outcome
 from utils.preparation.dataset import Dataset, retract, write_dataset, write_reasons
 from utils.preparation.duplicates import settle_duplicates, similar_recordings
 from utils.preparation.extraction import (ExtractedRecording, PreprocessSettings, examine_recording, extract_recording)
-from utils.preparation.sides import give_sides
+from utils.preparation.sides import adopt_sides, give_sides
 from utils.preparation.regions import Source
 from utils.running.parallel import Executor, Lost, run_each
 from utils.running.progress import progress
@@ -75,7 +75,7 @@ def preprocess(settings: PreprocessSettings, sources: Sequence[Source], *, execu
             retract(settings.output_dir)
         _tell_what_changed(settings, journal)
         extracted = _extract_all(settings, sources, journal, executor)
-        results = settle_duplicates(extracted)
+        results = settle_duplicates(extracted, sample_rate=settings.frontend.sample_rate)
         try:
             similar = similar_recordings(results)
             results, sides = give_sides(settings, sources, results, similar, journal)
@@ -103,7 +103,7 @@ def examine(settings: PreprocessSettings, sources: Sequence[Source], *, executor
     with locked(settings.output_dir), Journal(settings.output_dir / "journal.jsonl", fresh=False) as journal:
         results = _work_on_all("examination", functools.partial(examine_recording, settings), sources, journal,
                                executor, key=settings_key(settings.of_windows()["code_version"]), settings=settings)
-        results = settle_duplicates(results)
+        results = settle_duplicates(results, sample_rate=settings.frontend.sample_rate)
         write_audit(settings, sources, results, similar_recordings(results))
     return results
 
@@ -117,6 +117,9 @@ def _check_sources(settings: PreprocessSettings, sources: Sequence[Source]) -> N
 def _tell_what_changed(settings: PreprocessSettings, journal: Journal) -> None:
     """Say why everything is done again, where the settings differ from those of the last run."""
     now, entry = settings.of_windows(), journal.latest("settings", "windows")
+    if entry is None and not journal.is_empty:
+        logger.warning("every recording is done again: an earlier version prepared %s", settings.output_dir)
+        adopt_sides(settings, journal)
     before = entry.result if entry else now
     changed = [f"{name} was {before.get(name)}, is {now.get(name)}" for name in now
                if before.get(name) != now[name] and name != "fingerprint"]

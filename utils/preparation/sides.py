@@ -3,14 +3,15 @@
 import logging
 from collections.abc import Mapping, Sequence
 
-from models.errors import ManifestError
+from models.errors import ConfigError, ManifestError
 from utils.preparation.assignment import assign_sides
 from utils.preparation.duplicates import groups_of, unprotected, without_windows
 from utils.preparation.extraction import ExtractedRecording, PreprocessSettings
 from utils.preparation.similarity import SimilarPair
 from utils.preparation.regions import Source
 from utils.storage.journal import Journal, settings_key
-from utils.storage.manifest import SPLITS
+from utils.storage.manifest import SPLITS, read_dataset_info
+from utils.storage.tables import read_table
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def give_sides(settings: PreprocessSettings, sources: Sequence[Source], results:
     if any(source.fold for source, _ in used):
         sides = _given_sides(used)
         of_path = {source.source_path: sides[source.recording_id] for source, _ in used}
-        left_out = unprotected(of_path, results, similar)
+        left_out = unprotected(of_path, similar)
     else:
         sides, left_out = _made_sides(settings, used, similar, journal)
     for path, reason in sorted(left_out.items()):
@@ -53,12 +54,29 @@ def give_sides(settings: PreprocessSettings, sources: Sequence[Source], results:
             for result in results], sides
 
 
+def adopt_sides(settings: PreprocessSettings, journal: Journal) -> None:
+    """Note the sides of a data set that a version without stable sides prepared: its recordings keep theirs too."""
+    try:
+        info, _ = read_dataset_info(settings.output_dir)
+        made_with = info.get("settings", {})
+        if (made_with.get("ratios"), made_with.get("random_state")) != (list(settings.ratios), settings.random_state):
+            return
+        tables = [read_table(settings.output_dir / f"{side}.csv") for side in SPLITS]
+    except (ConfigError, ManifestError):  # it was damaged, or another program's: there is nothing to keep
+        return
+    sides = {name: side for side, table in zip(SPLITS, tables, strict=True) for name in table.get("recording_id", ())}
+    journal.add("sides", _sides_key(settings), _sides_key(settings), {"sides": dict(sorted(sides.items()))})
+
+
+def _sides_key(settings: PreprocessSettings) -> str:
+    return settings_key("sides", settings.ratios, settings.random_state, settings.group_by, settings.labels_from)
+
+
 def _made_sides(settings: PreprocessSettings, used: Sequence[tuple[Source, ExtractedRecording]],
                 similar: Sequence[SimilarPair], journal: Journal) -> tuple[dict[str, str], dict[str, str]]:
     ids = {source.source_path: source.recording_id for source, _ in used}
-    together = groups_of(ids, [result for _, result in used],
-                         [pair for pair in similar if pair.first in ids and pair.second in ids])
-    key = settings_key("sides", settings.ratios, settings.random_state, settings.group_by, settings.labels_from)
+    together = groups_of(ids, similar)
+    key = _sides_key(settings)
     earlier = (journal.find("sides", key, key) or {"sides": {}})["sides"]
     sides = assign_sides(_seconds(settings, used), together, ratios=settings.ratios,
                          random_state=settings.random_state, earlier=earlier)

@@ -11,8 +11,8 @@ recording the landmarks with the lowest codes are kept (Broder, "On the Resembla
 
 Not found: what has too few landmarks (silence, steady tones, most of what is shorter than a second); what agrees only
 above 3.6 kHz; a speed or pitch that was changed; a mixture with other sounds; most short excerpts of long recordings.
-Of noise, 10 seconds of half a minute are always found, of 5 minutes half of the time, of a quarter of an hour seldom;
-2 minutes are found of 5 minutes, half of the time of a quarter of an hour, seldom of an hour.
+Of noise, 5 seconds of a minute are found, of two minutes two times in three, of 5 minutes seldom; 2 minutes are found
+of 5 minutes, half of the time of a quarter of an hour, seldom of an hour.
 """
 
 import base64

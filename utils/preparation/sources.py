@@ -24,7 +24,7 @@ __all__ = ["GROUPINGS", "Region", "Source", "TableColumns", "apply_label_map", "
 logger = logging.getLogger(__name__)
 
 
-def sources_from_folders(input_dir: Path, *, group_by: str) -> list[Source]:
+def sources_from_folders(input_dir: Path, *, group_by: str, need_labels: bool = True) -> list[Source]:
     """Return the recordings of class folders: the first folder below ``input_dir`` is the class.
 
     Parameters
@@ -33,6 +33,8 @@ def sources_from_folders(input_dir: Path, *, group_by: str) -> list[Source]:
         Holds the class folders.
     group_by : str
         ``recording``, ``folder`` (below the class folder), ``site`` or ``night``, see ``group_ids``.
+    need_labels : bool
+        Whether recordings that lie in no class folder are left out; else they have no label.
 
     Raises
     ------
@@ -45,7 +47,9 @@ def sources_from_folders(input_dir: Path, *, group_by: str) -> list[Source]:
         raise ConfigError("--group_by column needs --labels_csv")
     paths = find_texts(input_dir)
     inside = [path for path in paths if "/" in path]
-    if not inside:
+    if not need_labels:
+        inside = paths
+    elif not inside:
         raise AudioError(f"{input_dir} holds no class folders with audio files: expected"
                          f" {input_dir}/<class>/<recording>.wav, or give --labels_csv", status="empty")
     if len(inside) < len(paths):
@@ -53,11 +57,13 @@ def sources_from_folders(input_dir: Path, *, group_by: str) -> list[Source]:
                        len(paths) - len(inside), input_dir)
     ids = distinct_clip_ids(inside)
     groups = group_ids(ids, input_dir, group_by=group_by, n_class_folders=1)
-    return [Source(path, groups[path], (Region(path.split("/")[0]),), "", ids[path]) for path in inside]
+    return [Source(path, groups[path], (Region(path.split("/")[0]),) if "/" in path else (), "", ids[path])
+            for path in inside]
 
 
 def find_sources(input_dir: Path, *, labels_csv: Path | None, annotations: Path | None, columns: TableColumns,
-                 group_by: str, label_map: Path | None, drop_unmapped: bool, background_label: str) -> list[Source]:
+                 group_by: str, label_map: Path | None, drop_unmapped: bool, background_label: str,
+                 need_labels: bool) -> list[Source]:
     """Return the recordings that a table and annotations name, or else those of class folders, with their labels.
 
     Parameters
@@ -77,6 +83,8 @@ def find_sources(input_dir: Path, *, labels_csv: Path | None, annotations: Path 
         Leave out labels that the map lacks.
     background_label : str
         What a rejected decision stands for.
+    need_labels : bool
+        Whether recordings without a label are of no use.
 
     Raises
     ------
@@ -92,7 +100,7 @@ def find_sources(input_dir: Path, *, labels_csv: Path | None, annotations: Path 
             annotations, input_dir, group_by=group_by, background_label=background_label,
             label_column=columns.label if labels_csv is None else None))
     if labels_csv is None and annotations is None:
-        found = sources_from_folders(input_dir, group_by=group_by)
+        found = sources_from_folders(input_dir, group_by=group_by, need_labels=need_labels)
     if label_map is not None:
         found = apply_label_map(found, read_label_map(label_map), drop_unmapped=drop_unmapped)
     return found

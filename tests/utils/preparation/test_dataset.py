@@ -232,7 +232,7 @@ def test_findings_stand_beside_their_recordings_and_in_dataset_json(tmp_path, rn
     for name in ("insect_sound", "bird_song"):
         for number in range(4):
             write_audio(audio_dir / name / f"r{number}.wav", tiny_sound(name, seconds=1, rng=rng))
-    clipped = np.clip(40 * tiny_sound("bird_song", seconds=1, rng=rng), -1, 1)
+    clipped = np.clip(40 * tiny_sound("amphibian_call", seconds=1, rng=rng), -1, 1)
     write_audio(audio_dir / "bird_song" / "clipped.wav", clipped)
     shutil.copy(audio_dir / "insect_sound" / "r0.wav", audio_dir / "bird_song" / "copy.wav")
     run(audio_dir, tmp_path / "out")
