@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pandas as pd
 
-from utils.preparation.findings import Finding, Severity, counted, listed, one_line
+from utils.preparation.findings import USABLE, Finding, Severity, counted, listed, one_line
 from utils.preparation.similarity import SimilarPair
 
 _FEWEST_GROUPS = 3  # train, val and test need one each
@@ -39,7 +39,8 @@ def label_findings(files: pd.DataFrame, labels: pd.DataFrame, *, similar: Sequen
         ``duplicate_across``, ``duplicate_within``, ``near_duplicate_across``, ``near_duplicate_within``,
         ``contradicting_labels``, ``label_typo``, ``few_recordings``, ``class_imbalance``; in this order.
     """
-    classes_of = labels.groupby("path")["class_name"].agg(frozenset).to_dict()
+    classes_of = {**dict.fromkeys(files.loc[files["status"].isin(USABLE), "path"], frozenset()),  # what has no label may be a copy all the same
+                  **labels.groupby("path")["class_name"].agg(frozenset).to_dict()}
     copies = _exact_copies(files, classes_of)
     n_recordings = labels.drop_duplicates(["class_name", "path"])["class_name"].value_counts().to_dict()
     n_groups = labels.groupby("class_name")["group"].nunique().to_dict()
@@ -68,7 +69,7 @@ def _near_copies(files: pd.DataFrame, classes_of: Mapping[str, frozenset],
 
 def _copies(code: str, sets: Sequence[tuple[str, ...]], classes_of: Mapping[str, frozenset],
             what: str) -> Iterator[Finding]:
-    across = [paths for paths in sets if len({classes_of[path] for path in paths}) > 1]
+    across = [paths for paths in sets if _n_labels(paths, classes_of) > 1]
     if across:
         one = across[0]
         told = " and ".join(f"{one_line(path)} ({one_line('+'.join(sorted(classes_of[path])))})"
@@ -77,7 +78,7 @@ def _copies(code: str, sets: Sequence[tuple[str, ...]], classes_of: Mapping[str,
         yield _about(f"{code}_across", severity, across, (
             f"{what} in {counted(len(across), 'set')} of recordings with different classes, such as {told}:"
             f" {'none of them is used; ' if code == 'duplicate' else ''}listen, and keep the right label"))
-    within = [paths for paths in sets if len({classes_of[path] for path in paths}) == 1]
+    within = [paths for paths in sets if _n_labels(paths, classes_of) < 2]
     if within:
         what_is_done = ("the first by path is used, the others are left out" if code == "duplicate"
                         else "preparing keeps each set on one side of the split")
@@ -86,8 +87,13 @@ def _copies(code: str, sets: Sequence[tuple[str, ...]], classes_of: Mapping[str,
             f" {what_is_done}"))
 
 
+def _n_labels(paths: Sequence[str], classes_of: Mapping[str, frozenset]) -> int:
+    return len({classes_of[path] for path in paths if classes_of[path]})
+
+
 def _of_different_classes(paths: Sequence[str], classes_of: Mapping[str, frozenset]) -> tuple[str, str]:
-    return paths[0], next(path for path in paths if classes_of[path] != classes_of[paths[0]])
+    first, *others = (path for path in paths if classes_of[path])
+    return first, next(path for path in others if classes_of[path] != classes_of[first])
 
 
 def _about(code: str, severity: Severity, sets: Sequence[tuple[str, ...]], message: str) -> Finding:
