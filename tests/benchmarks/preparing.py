@@ -105,7 +105,7 @@ def measure_memory(folder: Path, hours: float) -> None:
     table = folder / f"long_{hours:g}h.csv"
     rows = [f"{_CLASSES[0]}/long.wav,{_CLASSES[0]},{600 * number},{600 * number + 300}"
             for number in range(int(hours * 6))]
-    table.write_text("\\n".join(["path,label,start,end", *rows, f"{_CLASSES[1]}/short.wav,{_CLASSES[1]},,"]) + "\\n",
+    table.write_text("\n".join(["path,label,start,end", *rows, f"{_CLASSES[1]}/short.wav,{_CLASSES[1]},,"]) + "\n",
                      encoding="utf-8")
     for labels in ([], ["--labels_csv", table]):
         seconds, peak = peak_of_worker(command(audio, folder / "long_out", "--overwrite", *labels))

@@ -263,11 +263,11 @@ def test_a_worker_that_is_killed_costs_the_file_it_read_and_nothing_else(audio_d
     """As if that file had been broken from the start, but for the reason; the next run mends it."""
     folder = shutil.copytree(audio_dir, tmp_path / "audio")
     output_dir, broken_dir = tmp_path / "out", tmp_path / "expected"
-    code, said = run(killed(command(folder, output_dir), "os.rename", LONG, nth=9, victim="worker"))
+    code, said = run(killed(command(folder, output_dir, augmented=()), "os.rename", LONG, nth=9, victim="worker"))
     assert code == 0 and "the process that read it died (exit code -9)" in said, said
     check_whole(output_dir)
     (folder / "long.wav").write_bytes(b"no sound" * 100)
-    assert run(command(folder, broken_dir))[0] == 0
+    assert run(command(folder, broken_dir, augmented=()))[0] == 0
     found, expected = outputs(output_dir), outputs(broken_dir)
     assert {name for name in differing(found, expected) if not name.endswith(".tmp")} <= {"files.csv", "dataset.json"}
     rows = [pd.read_csv(place / "files.csv", keep_default_na=False).set_index("path")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from models.audio_frontend import segment_starts
@@ -24,14 +24,15 @@ from utils.storage.manifest import SPLITS, read_manifest
 from utils.storage.tables import read_table
 
 # what tables, folders and file systems take for something else than a name
-ODD_NAMES = ("1", "2", "10", "007", "1e3", "-1", "0.5", "inf", "nan", "NaN", "NA", "N/A", "null", "None", "TRUE", "False",
-             "train", "val", "test", "none", "aug01", "con", "aux.txt", "barn owl", "a,b", 'the "owl"', "a;b", "a/b",
-             "..", ".", "a\\b", "=1+1", "#", "Ä", "A\u0308", "梟", "🦉", "ي", "owl", "Owl", "OWL", "o_w_l", "environmental_sound")
+ODD_NAMES = ("1", "2", "10", "007", "1e3", "-1", "0.5", "inf", "nan", "NaN", "NA", "N/A", "null", "None", "TRUE",
+             "False", "train", "val", "test", "none", "aug01", "con", "aux.txt", "barn owl", "a,b", 'the "owl"', "a;b",
+             "a/b", "..", ".", "a\\b", "=1+1", "#", "Ä", "A\u0308", "梟", "🦉", "ي", "owl", "Owl", "OWL", "o_w_l",
+             "environmental_sound")
 LENGTHS = {"a.wav": 8000, "b.wav": 12345, "deep/c.wav": 24001, "d.wav": 5000, "e.wav": 32000, "1.wav": 9999,
            "anchor0.wav": 8000, "anchor1.wav": 8000, "anchor2.wav": 8000, "anchor3.wav": 8000}  # samples
 COPY, SILENT, CORRUPT, GONE = "copy of e.wav", "silent.wav", "corrupt.wav", "gone.wav"
 ANCHORS = tuple(name for name in LENGTHS if name.startswith("anchor"))  # so that there are classes and sides enough
-OTHERS = tuple(name for name in LENGTHS if name not in ANCHORS) + (f"{COPY}.wav", SILENT, CORRUPT, GONE)
+OTHERS = tuple(name for name in LENGTHS if name not in ANCHORS) + (COPY, SILENT, CORRUPT, GONE)
 READINGS = {"train": "train", "Training": "train", "val": "val", "valid": "val", "Test": "test"}
 MICROSECOND = 1e-6  # to which tables are rounded
 
@@ -59,7 +60,7 @@ def audio_dir(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("any_table"), np.random.default_rng(11)
     for name, n_samples in LENGTHS.items():
         write_audio(folder / name, tiny_sound("insect_sound", seconds=n_samples / TINY_RATE, rng=rng))
-    shutil.copy(folder / "e.wav", folder / f"{COPY}.wav")
+    shutil.copy(folder / "e.wav", folder / COPY)
     write_audio(folder / SILENT, np.zeros(TINY_RATE, dtype=np.float32))
     (folder / CORRUPT).write_bytes(b"no recording at all" * 9)
     return folder
@@ -123,12 +124,17 @@ def covered(first, end, spans):
     return len(set(itertools.chain.from_iterable(range(max(first, low), min(end, high)) for low, high in spans)))
 
 
+def length_of(path):
+    """Return the samples of a recording; a copy has those of what it is a copy of."""
+    return LENGTHS[path.removeprefix("copy of ")]
+
+
 def sample(seconds):
     return round(float(seconds) * TINY_RATE)
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, phases=(Phase.reuse, Phase.generate))  # shrinking would take minutes
 @given(rows=tables(), fold_names=folds, changes=choices)
 def test_labels_stay_and_every_labelled_second_is_accounted_for(audio_dir, rows, fold_names, changes):
     fold_of = sides_given(fold_names)
@@ -164,7 +170,7 @@ def check_grid(of_recording, changes):
     """Windows lie where prediction would cut them, each once."""
     hop = TINY_FRONTEND.segment_samples - round(changes["segment_overlap_ms"] * TINY_RATE / 1000)
     for path, windows in of_recording.items():
-        n_samples = LENGTHS[path.removeprefix("copy of ")]
+        n_samples = length_of(path)
         grid = segment_starts(n_samples, segment_samples=TINY_FRONTEND.segment_samples, hop_samples=hop,
                               least_new_samples=TINY_FRONTEND.least_new_samples)
         starts = [sample(window["start_seconds"]) for window in windows]
@@ -196,7 +202,7 @@ def check_regions(of_recording, rows, regions, files):
             continue
         spans = [(sample(window["start_seconds"]), sample(window["end_seconds"]))
                  for window in of_recording.get(path, ()) if window["class_name"] == name]
-        n_samples = LENGTHS[path.removeprefix("copy of ")]
+        n_samples = length_of(path)
         first, last = sample(start), n_samples if end == float("inf") else sample(end)
         n_covered = covered(first, last, spans)
         assert region["reason"] or n_covered >= last - first - _LEAST_TOLD_SECONDS * TINY_RATE

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.audio.recordings import Outcome
-from utils.preparation.duplicates import content_of, groups_of, settle_duplicates, unprotected, without_windows
+from utils.preparation.duplicates import (content_of, groups_of, settle_duplicates, similar_recordings, unprotected,
+                                          without_windows)
 from utils.preparation.examination import SoundFacts
 from utils.preparation.extraction import ExtractedRecording, LabelledWindow
 from utils.preparation.labelling import RegionOutcome
@@ -51,6 +52,10 @@ def pair(first, second):
     return SimilarPair(first, second, 0.5)
 
 
+def settle(results):
+    return settle_duplicates(results, sample_rate=SECOND)
+
+
 # copies of one sound
 
 def test_the_sound_tells_copies_and_where_there_is_none_the_bytes():
@@ -59,7 +64,7 @@ def test_the_sound_tells_copies_and_where_there_is_none_the_bytes():
 
 
 def test_of_equal_copies_the_first_by_path_keeps_its_windows():
-    results = settle_duplicates([recording("b.wav", "owl", "owl"), recording("a.wav", "owl", "owl")])
+    results = settle([recording("b.wav", "owl", "owl"), recording("a.wav", "owl", "owl")])
     assert kept(results) == {"b.wav": [], "a.wav": [(0, "owl"), (1, "owl")]}
     assert statuses(results) == {"b.wav": "duplicate", "a.wav": "ok"}
     assert reasons(results) == {"b.wav": "same bytes as a.wav"}
@@ -68,12 +73,12 @@ def test_of_equal_copies_the_first_by_path_keeps_its_windows():
 
 
 def test_other_bytes_of_one_sound_are_told_as_such():
-    results = settle_duplicates([recording("a.wav", "owl", sha256="1"), recording("b.flac", "owl", sha256="2")])
+    results = settle([recording("a.wav", "owl", sha256="1"), recording("b.flac", "owl", sha256="2")])
     assert reasons(results) == {"b.flac": "same sound as a.wav"}
 
 
 def test_copies_with_different_labels_are_left_out_and_name_each_other():
-    results = settle_duplicates([recording("a.wav", "owl"), recording("b.wav", "fox")])
+    results = settle([recording("a.wav", "owl"), recording("b.wav", "fox")])
     assert kept(results) == {"a.wav": [], "b.wav": []}
     assert reasons(results) == {
         "a.wav": "same bytes as b.wav, which is labelled fox, not owl: correct one of them",
@@ -82,18 +87,18 @@ def test_copies_with_different_labels_are_left_out_and_name_each_other():
 
 def test_copies_that_are_labelled_in_different_places_stay_as_they_are():
     given_results = [recording("a.wav", "owl", None, "owl"), recording("b.wav", None, "fox", None)]
-    assert settle_duplicates(given_results) == given_results
+    assert settle(given_results) == given_results
 
 
 def test_a_copy_without_a_label_takes_nothing_and_loses_nothing():
     """A label past the end of a file gave no window; its byte copy with a valid one is not lost for it."""
     given_results = [recording("a.wav", None, reason="none of its 1 labels gave a window: see regions.csv"),
                      recording("b.wav", "owl")]
-    assert settle_duplicates(given_results) == given_results
+    assert settle(given_results) == given_results
 
 
 def test_where_copies_contradict_each_other_in_part_only_that_part_is_left_out():
-    first, second = settle_duplicates([recording("a.wav", "owl", "owl"), recording("b.wav", None, "fox", "fox")])
+    first, second = settle([recording("a.wav", "owl", "owl"), recording("b.wav", None, "fox", "fox")])
     assert kept([first, second]) == {"a.wav": [(0, "owl")], "b.wav": [(2, "fox")]}
     assert statuses([first, second]) == {"a.wav": "ok", "b.wav": "ok"}
     assert first.outcome.reason == ("1 of its windows are left out: same bytes as b.wav, which is labelled fox, not"
@@ -102,36 +107,32 @@ def test_where_copies_contradict_each_other_in_part_only_that_part_is_left_out()
 
 
 def test_what_was_wrong_before_is_told_beside_the_windows_that_are_left_out():
-    results = settle_duplicates([recording("a.wav", "owl"), recording("b.wav", "owl", "owl", reason="breaks off")])
+    results = settle([recording("a.wav", "owl"), recording("b.wav", "owl", "owl", reason="breaks off")])
     assert reasons(results) == {"b.wav": "breaks off; 1 of its windows are left out: same bytes as a.wav"}
 
 
-@pytest.mark.xfail(strict=True, reason="the numbers of a region stay those from before its windows were left out")
 def test_a_region_whose_windows_are_left_out_in_part_counts_the_others():
     whole = RegionOutcome("owl", 0.0, None, None, None, 2, 2.0, "")
     copy = recording("b.wav", "owl", "owl")
     copy = ExtractedRecording(copy.source_path, copy.outcome, copy.sha256, copy.windows, (whole,), copy.sound)
-    _, settled = settle_duplicates([recording("a.wav", "owl"), copy])
+    _, settled = settle([recording("a.wav", "owl"), copy])
     assert [(region.n_windows, region.labelled_seconds) for region in settled.regions] == [(1, 1.0)]
 
 
-@pytest.mark.xfail(strict=True, reason="every region is told of windows that were left out, wherever they are")
 def test_a_region_whose_windows_are_all_kept_is_not_told_of_others():
-    results = settle_duplicates([recording("a.wav", "owl"), recording("b.wav", "owl", "owl")])
+    results = settle([recording("a.wav", "owl"), recording("b.wav", "owl", "owl")])
     assert [region.reason for region in results[1].regions] == [
         "1 of its windows are left out: same bytes as a.wav", ""]
 
 
-@pytest.mark.xfail(strict=True, reason="labels are compared over whole recordings, not where they meet")
 def test_a_copy_that_agrees_wherever_both_are_labelled_contradicts_nothing():
-    results = settle_duplicates([recording("a.wav", "owl", "fox"), recording("b.wav", "owl")])
+    results = settle([recording("a.wav", "owl", "fox"), recording("b.wav", "owl")])
     assert kept(results) == {"a.wav": [(0, "owl"), (1, "fox")], "b.wav": []}
     assert reasons(results) == {"b.wav": "same bytes as a.wav"}
 
 
-@pytest.mark.xfail(strict=True, reason="labels are compared over whole recordings, not where they meet")
 def test_a_contradiction_is_told_to_both_even_where_one_has_every_label_of_the_other():
-    results = settle_duplicates([recording("a.wav", "owl", "fox"), recording("b.wav", "fox")])
+    results = settle([recording("a.wav", "owl", "fox"), recording("b.wav", "fox")])
     assert kept(results) == {"a.wav": [(1, "fox")], "b.wav": []}
     assert all("correct one of them" in reason for reason in reasons(results).values())
     assert set(reasons(results)) == {"a.wav", "b.wav"}
@@ -141,7 +142,7 @@ def test_three_copies_by_hand():
     """Second 0 is the first's, second 1 has two labels, second 2 is the third's."""
     copies = [recording("a.wav", "owl"), recording("b.wav", "owl", "owl"), recording("c.wav", None, "fox", "owl")]
     for order in itertools.permutations(copies):
-        results = settle_duplicates(order)
+        results = settle(order)
         assert [result.source_path for result in results] == [result.source_path for result in order]
         assert kept(results) == {"a.wav": [(0, "owl")], "b.wav": [], "c.wav": [(2, "owl")]}
 
@@ -151,7 +152,7 @@ def test_three_copies_by_hand():
     recording("b.wav", "fox", content="", sha256="")])
 def test_what_is_no_copy_or_could_not_be_used_stays_as_it_is(other):
     given_results = [recording("a.wav", "owl"), recording("c.wav", "owl", content="", sha256=""), other]
-    assert settle_duplicates(given_results) == given_results
+    assert settle(given_results) == given_results
 
 
 labels_of_a_copy = st.lists(st.sampled_from([None, "owl", "fox", "1"]), min_size=1, max_size=4)
@@ -161,8 +162,8 @@ labels_of_a_copy = st.lists(st.sampled_from([None, "owl", "fox", "1"]), min_size
 def test_every_second_is_kept_once_with_the_only_label_it_has_or_left_out_and_told(data, all_labels):
     results = [recording(f"{number}.wav", *labels, content=content)
                for number, (content, labels) in enumerate(all_labels)]
-    settled = settle_duplicates(results)
-    shuffled = settle_duplicates(data.draw(st.permutations(results)))
+    settled = settle(results)
+    shuffled = settle(data.draw(st.permutations(results)))
     assert sorted(shuffled, key=lambda result: result.source_path) == settled
     named = defaultdict(set)
     for result in results:
@@ -191,23 +192,28 @@ def test_a_recording_that_is_left_out_keeps_its_facts_and_no_window():
 
 # what stays on one side
 
-def test_copies_and_similar_recordings_are_one_group_through_others_too():
+def test_copies_of_one_content_are_a_pair_although_they_have_no_fingerprint():
+    """Steady and short sounds have none, and where their labels lie apart both are used."""
+    results = [recording("b.wav", "owl"), recording("c.wav", None, "owl"), recording("a.wav", None, None, "owl"),
+               recording("d.wav", "owl", content="other"), recording("e.wav", "owl", status="corrupt")]
+    assert similar_recordings(settle(results)) == [SimilarPair("a.wav", name, 1.0) for name in ("b.wav", "c.wav")]
+
+
+def test_what_sounds_alike_is_one_group_through_others_too():
     ids = {"a.wav": "r1", "b.wav": "r2", "c.wav": "r3", "d.wav": "r4", "e.wav": "r5", "f.wav": "r3"}
-    results = [recording(path, "owl", content=content) for path, content in zip(ids, "xxyzzw", strict=True)]
-    # r1 and r2, and r4 and r5, are of one content; r2 sounds like c, which is a part of r3
-    assert groups_of(ids, results, [pair("b.wav", "f.wav")]) == {
-        "r1": "r1", "r2": "r1", "r3": "r1", "r4": "r4", "r5": "r4"}
-
-
-def test_recordings_of_unknown_content_are_not_one_group():
-    ids = {"a.wav": "r1", "b.wav": "r2"}
-    results = [recording(path, "owl", content="", sha256="") for path in ids]
-    assert groups_of(ids, results, []) == {"r1": "r1", "r2": "r2"}
+    # a sounds like b, which sounds like f, which is a part of r3 as c is
+    similar = [pair("a.wav", "b.wav"), pair("b.wav", "f.wav"), pair("d.wav", "e.wav"), pair("c.wav", "gone.wav")]
+    assert groups_of(ids, similar) == {"r1": "r1", "r2": "r1", "r3": "r1", "r4": "r4", "r5": "r4"}
 
 
 def test_parts_of_one_recording_that_sound_alike_are_no_news():
-    ids = {"a.wav": "r1", "b.wav": "r1"}
-    assert groups_of(ids, [recording(path, "owl") for path in ids], [pair("a.wav", "b.wav")]) == {"r1": "r1"}
+    ids = {"a.wav": "r1", "b.wav": "r1", "c.wav": "r2"}
+    assert groups_of(ids, [pair("a.wav", "b.wav")]) == {"r1": "r1", "r2": "r2"}
+
+
+def test_a_recording_that_gave_nothing_joins_nobody():
+    assert groups_of({"a.wav": "r1", "b.wav": "r2"}, [pair("a.wav", "gone.wav"), pair("b.wav", "gone.wav")]) == {
+        "r1": "r1", "r2": "r2"}
 
 
 @pytest.mark.parametrize(("sides", "lost", "reason"), [
@@ -218,25 +224,15 @@ def test_parts_of_one_recording_that_sound_alike_are_no_news():
     (("test", "val"), "b.wav", "sounds like a.wav of test: in val it would leak"),
 ])
 def test_test_keeps_its_recordings_and_then_validation(sides, lost, reason):
-    results = [recording("a.wav", "owl", content="1"), recording("b.wav", "owl", content="2")]
-    found = unprotected(dict(zip(("a.wav", "b.wav"), sides, strict=True)), results, [pair("a.wav", "b.wav")])
-    assert found == {lost: reason}
+    assert unprotected(dict(zip(("a.wav", "b.wav"), sides, strict=True)), [pair("a.wav", "b.wav")]) == {lost: reason}
 
 
 @pytest.mark.parametrize("sides", [{"a.wav": "train", "b.wav": "train"}, {"a.wav": "train"}, {}])
 def test_what_is_on_one_side_or_on_none_leaks_nothing(sides):
-    results = [recording("a.wav", "owl", content="1"), recording("b.wav", "owl", content="2")]
-    assert unprotected(sides, results, [pair("a.wav", "b.wav")]) == {}
+    assert unprotected(sides, [pair("a.wav", "b.wav")]) == {}
 
 
 def test_after_what_is_left_out_no_pair_is_on_two_sides():
     sides = {"a.wav": "train", "b.wav": "val", "c.wav": "test", "d.wav": "train", "e.wav": "train"}
-    results = [recording(path, "owl", content=path) for path in sides]
     similar = [pair("a.wav", "b.wav"), pair("b.wav", "c.wav"), pair("a.wav", "d.wav"), pair("c.wav", "d.wav")]
-    assert set(unprotected(sides, results, similar)) == {"a.wav", "b.wav", "d.wav"}
-
-
-@pytest.mark.xfail(strict=True, reason="copies are known by their fingerprints, which steady sounds lack")
-def test_copies_without_a_fingerprint_are_kept_apart_too():
-    results = [recording("a.wav", "owl", None), recording("b.wav", None, "owl")]
-    assert set(unprotected({"a.wav": "train", "b.wav": "test"}, results, [])) == {"a.wav"}
+    assert set(unprotected(sides, similar)) == {"a.wav", "b.wav", "d.wav"}

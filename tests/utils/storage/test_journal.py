@@ -9,7 +9,7 @@ import pytest
 
 from models.errors import ConfigError
 from tests.conftest import PROJECT
-from utils.storage.journal import Journal, settings_key
+from utils.storage.journal import Entry, Journal, settings_key
 
 KEY = settings_key("settings", 1)
 
@@ -304,3 +304,55 @@ def test_a_key_depends_on_the_values_and_not_on_the_order_of_names():
     assert settings_key({"a": 1, "b": (2, 3)}) == settings_key({"b": [2, 3], "a": 1})
     keys = {settings_key(*parts) for parts in ([1], [2], [1, 2], ["1"], [[1]], [None], [{"a": 1}])}
     assert len(keys) == 7
+
+
+# what was written last, and what counts no more
+
+def test_the_latest_entry_is_found_under_whatever_key(path):
+    written(path, "a", key="old")
+    with Journal(path, fresh=False) as journal:
+        assert journal.latest("recording", "a") == Entry(
+            "recording", "a", "old", {"segments": [{"path": "a.npy"}], "duration": 1.5})
+        journal.add("recording", "a", "new", {"segments": []})
+        assert journal.latest("recording", "a") == Entry("recording", "a", "new", {"segments": []})
+        assert journal.latest("recording", "b") is None
+        assert journal.latest("augmentation", "a") is None
+
+
+def test_what_is_forgotten_counts_under_no_key_and_still_stands_there(path):
+    written(path, "a", "b")
+    with Journal(path, fresh=False) as journal:
+        journal.forget("recording", "a")
+        assert journal.find("recording", "a", KEY) is None
+        assert journal.latest("recording", "a").result == {}
+        assert journal.find("recording", "b", KEY) is not None
+    assert find(path, "a") is None  # after a kill too
+    assert find(path, "b") is not None
+    assert names(path) == ["a", "b", "a"]
+
+
+def test_what_is_done_again_after_it_was_forgotten_counts(path):
+    written(path, "a", key="old")
+    with Journal(path, fresh=False) as journal:
+        journal.forget("recording", "a")
+        journal.add("recording", "a", KEY, {"again": 1})
+    assert find(path, "a") == {"again": 1}
+    assert find(path, "a", key="old") is None
+
+
+def test_forgetting_what_nobody_did_writes_nothing(path):
+    written(path, "a")
+    before = path.read_bytes()
+    with Journal(path, fresh=False) as journal:
+        journal.forget("recording", "b")
+        journal.forget("augmentation", "a")
+    assert path.read_bytes() == before
+
+
+def test_a_run_that_does_everything_again_has_nothing_to_forget(path):
+    written(path, "a")
+    with Journal(path, fresh=True) as journal:
+        assert journal.latest("recording", "a") is None
+        journal.forget("recording", "a")
+    with Journal(path, fresh=True) as journal:
+        assert journal.is_empty
