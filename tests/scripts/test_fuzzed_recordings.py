@@ -10,22 +10,27 @@ import unicodedata
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 
 from tests.benchmarks.survey import RATE as SURVEY_RATE
 from tests.benchmarks.survey import sparse_recording
-from tests.conftest import DATA, TINY_CLASSES, tiny_sound, write_audio
+from tests.conftest import TINY_CLASSES, tiny_sound, write_audio
 from tests.scripts.fuzzing import fuzzed, write_seeds
 from tests.scripts.processes import preprocess_command
 from utils.storage.manifest import SPLITS, read_manifest
 from utils.storage.names import folder_name, name_to_text, text_to_name
 
 SEED = 20261126
-N_FUZZED, N_FUZZED_SLOW = 60, 2000
+N_FUZZED, N_FUZZED_SLOW = 40, 2000
+LARGEST_SEED_BYTES = 200_000
 SILENCE_SECONDS = 20
 MOST_SECONDS_OF_2000 = 1500  # a file that hangs costs the silence limit, and few may
 STATUSES = {"ok", "corrupt", "empty", "unsupported", "silent", "too_short", "timeout", "duplicate"}
 FUZZED = "fuzzed"
+TINIEST_SAMPLE = 1e-30  # its square is no float32
 LONG_HOURS = 13  # 4.5 GB at 48 kHz and 16 bits
+
+tiny_numbers_crash = pytest.mark.xfail(strict=True, reason="the logarithm of a power that underflows to 0 is asked for")
 
 
 def make_good(folder):
@@ -35,11 +40,14 @@ def make_good(folder):
             for class_name in TINY_CLASSES[:2] for number in range(6)]
 
 
-def odd_seeds():
-    """Return real recordings in odd formats, where they are; the large ones would only make the test slow."""
-    paths = sorted((DATA / "odd").glob("*")) if (DATA / "odd").is_dir() else []
+@pytest.fixture(params=["made", pytest.param("real", marks=pytest.mark.data)])
+def seeds(request, tmp_path):
+    """Whole recordings in many formats; of the real ones the large would only make the test slow."""
+    if request.param == "made":
+        return write_seeds(tmp_path / "seeds", np.random.default_rng(SEED))
+    paths = sorted((request.getfixturevalue("real_data") / "odd").iterdir())
     return {path.name: path.read_bytes() for path in paths
-            if path.suffix not in (".md", ".csv") and 0 < path.stat().st_size < 200_000}
+            if path.suffix not in (".md", ".csv") and 0 < path.stat().st_size < LARGEST_SEED_BYTES}
 
 
 def prepared(audio_dir, output_dir, *more, timeout=180):
@@ -69,17 +77,16 @@ def good(tmp_path_factory):
     return files_of(root / "out"), spectrograms_of_good(root / "out")
 
 
-def check_fuzzed(tmp_path, good, numbers):
+def check_fuzzed(tmp_path, good, seeds, numbers):
     audio_dir, output_dir = tmp_path / "audio", tmp_path / "out"
     good_paths = {path.relative_to(audio_dir).as_posix() for path in make_good(audio_dir)}
-    seeds = write_seeds(tmp_path / "seeds", np.random.default_rng(SEED)) | odd_seeds()
     bad_paths = set()
     (audio_dir / FUZZED).mkdir()
     for number in numbers:
         name, content = fuzzed(seeds, seed=SEED, number=number)
         (audio_dir / FUZZED / name).write_bytes(content)
         bad_paths.add(f"{FUZZED}/{name}")
-    said = prepared(audio_dir, output_dir, "--silence_limit", SILENCE_SECONDS, timeout=MOST_SECONDS_OF_2000)
+    prepared(audio_dir, output_dir, "--silence_limit", SILENCE_SECONDS, timeout=MOST_SECONDS_OF_2000)
     files = files_of(output_dir)
     assert files.index.is_unique and set(files.index) == good_paths | bad_paths
     assert set(files["status"]) <= STATUSES
@@ -91,18 +98,29 @@ def check_fuzzed(tmp_path, good, numbers):
     columns = ["status", "reason", "duration_seconds", "sample_rate", "channels", "sha256", "n_segments"]
     assert files.loc[alone.index, columns].equals(alone[columns])
     assert spectrograms_of_good(output_dir) == spectrograms and len(spectrograms) == 2 * len(alone)
-    return files.loc[sorted(bad_paths)], said
+    return files.loc[sorted(bad_paths), "status"].value_counts()
 
 
-def test_damaged_recordings_cost_a_row_each_and_nothing_else(tmp_path, good):
-    files, _ = check_fuzzed(tmp_path, good, range(N_FUZZED))
-    assert (files["status"] == "ok").sum() > 5 and (files["status"] == "corrupt").sum() > 5
+def test_damaged_recordings_cost_a_row_each_and_nothing_else(tmp_path, good, seeds):
+    n_files = check_fuzzed(tmp_path, good, seeds, range(N_FUZZED))
+    assert n_files["ok"] > 5 and n_files["corrupt"] > 5
 
 
+@tiny_numbers_crash
 @pytest.mark.slow
-def test_two_thousand_damaged_recordings_cost_a_row_each_and_nothing_else(tmp_path, good):
-    files, _ = check_fuzzed(tmp_path, good, range(N_FUZZED_SLOW))
-    assert {"ok", "corrupt", "silent"} <= set(files["status"])
+def test_two_thousand_damaged_recordings_cost_a_row_each_and_nothing_else(tmp_path, good, seeds):
+    n_files = check_fuzzed(tmp_path, good, seeds, range(N_FUZZED_SLOW))
+    assert {"ok", "corrupt", "silent", "empty", "too_short"} <= set(n_files.index)
+
+
+@tiny_numbers_crash
+def test_samples_too_small_to_be_squared_cost_a_row(tmp_path, good):
+    make_good(tmp_path / "audio")
+    samples = np.full(8000, TINIEST_SAMPLE, dtype=np.float32)
+    soundfile.write(tmp_path / "audio" / TINY_CLASSES[0] / "tiny.wav", samples, 8000, subtype="FLOAT")
+    prepared(tmp_path / "audio", tmp_path / "out")
+    assert files_of(tmp_path / "out")["status"][f"{TINY_CLASSES[0]}/tiny.wav"] == "silent"
+    assert spectrograms_of_good(tmp_path / "out") == good[1]
 
 
 def test_a_damaged_recording_is_the_same_each_time_it_is_made(tmp_path):
@@ -124,7 +142,7 @@ CLASSES = ["1", "2", "3", "train", "con", "two words", "None", "nan", "true", "Ã
 
 
 def is_control(character):
-    return unicodedata.category(character) == "Cc"
+    return unicodedata.category(character) == "Cc" and character != "\t"
 
 
 def check_labels(output_dir, n_expected):
@@ -175,8 +193,8 @@ def write_named(folder, names, rng):
 
 @pytest.mark.parametrize("names", [
     [*NAMES, *CONTROLS],
-    pytest.param([*RETURNS, "a.wav", "b.wav"], marks=pytest.mark.xfail(strict=True, reason="a carriage return in a name is written"
-                                                      " without quotes, and ends a line for whoever reads the table")),
+    pytest.param([*RETURNS, "a.wav", "b.wav"], marks=pytest.mark.xfail(
+        strict=True, reason="a carriage return is written without quotes, and ends a line for who reads the table")),
 ], ids=["all", "carriage return"])
 def test_odd_names_stand_in_the_tables_as_they_are(tmp_path, rng, names):
     expected = write_named(tmp_path / "audio", names, rng)
@@ -216,6 +234,19 @@ def test_broken_recordings_of_odd_names_are_told_in_one_line_each(tmp_path, rng,
     assert not any(map(is_control, said.replace("\n", "")))
 
 
+@pytest.mark.xfail(strict=True, reason="what lies behind the length that a header tells is dropped in silence")
+def test_a_header_that_tells_less_than_the_file_holds_is_told_of(tmp_path, rng):
+    """A length of 32 bits overflows at 4 GB: what is left of it may be a small part of the recording."""
+    first, *_ = make_good(tmp_path / "audio")
+    content = bytearray(first.read_bytes())
+    place = content.index(b"data") + 4
+    content[place:place + 4] = (len(content[place + 4:]) // 3).to_bytes(4, "little")
+    first.write_bytes(content)
+    prepared(tmp_path / "audio", tmp_path / "out")
+    row = files_of(tmp_path / "out").loc[f"{TINY_CLASSES[0]}/{first.name}"]
+    assert float(row["duration_seconds"]) > 1.5 or row["reason"]
+
+
 def write_beyond_4_gb(path, container):
     """Write 13 h of digital silence with a call every ten minutes, which take no room on the disk."""
     sparse_recording(path, LONG_HOURS)
@@ -230,7 +261,8 @@ def write_beyond_4_gb(path, container):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "darwin", reason="sparse files are cheap on Linux only")
-@pytest.mark.parametrize("container", ["RF64", "unknown length"])
+@pytest.mark.parametrize("container", ["RF64", pytest.param("unknown length", marks=pytest.mark.xfail(
+    strict=True, reason="libsndfile reads 4 GB of a WAV that does not know its length, and nobody tells of the rest"))])
 def test_a_label_near_the_end_of_a_recording_beyond_4_gb_gives_its_window(tmp_path, rng, container):
     (tmp_path / "audio").mkdir()
     path = write_beyond_4_gb(tmp_path / "audio" / "day.wav", container)

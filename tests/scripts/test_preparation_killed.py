@@ -29,6 +29,9 @@ copies_are_not_retracted = pytest.mark.xfail(strict=True, reason="copies are wri
 
 pytestmark = needs_proc
 
+sides_remember = pytest.mark.xfail(strict=True, reason="sides that were given while a recording had no window stay when"
+                                   " it has one, and it then gets another than it would have had")
+
 
 def make_recordings(folder, rng):
     """Write recordings and a table of their labels: whole ones, regions, a long one, a duplicate and a broken one."""
@@ -238,7 +241,7 @@ def test_no_data_set_stands_beside_the_files_of_another(audio_dir, straight, out
     check_whole(output_dir, [straight[0]])
 
 
-@pytest.mark.xfail(strict=True, reason="sides that were given while a recording had no window stay when it has one")
+@sides_remember
 def test_sides_do_not_remember_settings_under_which_a_recording_had_no_window(audio_dir, tmp_path):
     """A region that reaches far beyond the end gives a window only where little of it is enough."""
     folder = shutil.copytree(audio_dir, tmp_path / "audio")
@@ -274,6 +277,16 @@ def test_a_worker_that_is_killed_costs_the_file_it_read_and_nothing_else(audio_d
             for place in (output_dir, broken_dir)]
     assert rows[0].loc["long.wav", "status"] == rows[1].loc["long.wav", "status"] == "corrupt"
     assert rows[0].drop(index="long.wav").equals(rows[1].drop(index="long.wav"))
+
+
+@sides_remember
+def test_the_run_after_one_that_lost_a_worker_has_the_outputs_of_one_that_did_not(audio_dir, output_dir):
+    arguments = command(audio_dir, output_dir, augmented=())
+    assert run(killed(arguments, "os.rename", LONG, nth=3, victim="worker"))[0] == 0
+    assert run(arguments)[0] == 0
+    straight_dir = audio_dir.parent / "straight_without_copies"
+    assert run(command(audio_dir, straight_dir, augmented=()))[0] == 0
+    assert differing(outputs(output_dir), outputs(straight_dir)) == []
 
 
 @pytest.mark.xfail(strict=True, reason="what a worker was writing when it died stays until the next run")

@@ -17,6 +17,7 @@ from models.data_augmentation import AudioAugmentationPipeline
 from models.efficientnet_config import BACKGROUND_CLASS, FrontendConfig
 from models.errors import AudioError
 from utils.audio.recordings import RecordingReader, find_recordings
+from utils.preparation.dataset import retract
 from utils.preparation.extraction import PreprocessSettings
 from utils.running.parallel import Executor, Lost, report_alive, run_each
 from utils.running.progress import progress
@@ -161,7 +162,7 @@ def augment_all(settings: PreprocessSettings, train_rows: pd.DataFrame, n_copies
         if len(there) < len(wanted):
             todo.append(_Todo(job, _without(job, there), key, there))
         made += _rows_of(job, there)
-    pending = run_each(executor, functools.partial(_augment, settings), _begun(todo, journal))
+    pending = run_each(executor, functools.partial(_augment, settings), _begun(todo, journal, settings.output_dir))
     for one, result in progress(pending, total=len(todo), description="augmented copies", unit="file"):
         if isinstance(result, Lost):
             logger.warning("%s has no augmented copies: %s", one.job.source_path, result.reason)
@@ -189,9 +190,12 @@ def _augment(settings: PreprocessSettings, todo: _Todo) -> list[str]:
     return augment_recording(settings, todo.missing)
 
 
-def _begun(todo: Sequence[_Todo], journal: Journal) -> Iterator[_Todo]:
+def _begun(todo: Sequence[_Todo], journal: Journal, output_dir: Path) -> Iterator[_Todo]:
     """Hand out work; what counted before is forgotten first, for its files are about to be written over."""
     for one in todo:
+        before = journal.latest("augmentation", one.job.source_path)
+        if before is not None and before.result.get("rows"):
+            retract(output_dir)  # until the new one is whole there is no data set: its files would be of both
         journal.forget("augmentation", one.job.source_path)
         yield one
 

@@ -221,18 +221,21 @@ def leakage_check(dataset: Dataset, rows: pd.DataFrame) -> dict:
     sides_of: dict[str, set[str]] = defaultdict(set)
     for recording_id, side in zip(rows["recording_id"], rows["split"], strict=True):
         sides_of[recording_id].add(side)
-    of_path = dict(zip(rows["source_path"], rows["split"], strict=True))
+    of_path: dict[str, set[str]] = defaultdict(set)
+    for path, side in zip(rows["source_path"], rows["split"], strict=True):
+        of_path[path].add(side)
     contents: dict[str, set[str]] = defaultdict(set)
     for result in dataset.results:
-        if result.source_path in of_path:
-            contents[of_path[result.source_path]].add(content_of(result))
+        for side in of_path.get(result.source_path, ()):
+            contents[side].add(content_of(result))
+    pairs = [(of_path.get(pair.first, set()), of_path.get(pair.second, set())) for pair in dataset.similar]
     shared = {}
     for one, other in itertools.combinations(SPLITS, 2):
         shared[f"{one}-{other}"] = {
             "recordings": sum({one, other} <= sides for sides in sides_of.values()),
             "contents": len(contents[one] & contents[other]),
-            "near_duplicates": sum({of_path.get(pair.first), of_path.get(pair.second)} == {one, other}
-                                   for pair in dataset.similar)}
+            "near_duplicates": sum(one in first and other in second or other in first and one in second
+                                   for first, second in pairs)}
     augmented = (rows["augmentation"] != NOT_AUGMENTED) & (rows["split"] != "train")
     return {"recordings_on_two_sides": sorted(name for name, sides in sides_of.items() if len(sides) > 1),
             "augmented_outside_train": int(augmented.sum()), "shared": shared}

@@ -8,7 +8,7 @@ from utils.preparation.extraction import ExtractedRecording, LabelledWindow
 from utils.preparation.labelling import RegionOutcome, recounted
 from utils.preparation.similarity import SimilarPair, components, find_similar
 
-_PROTECTED = ("test", "val", "train")  # where given folds hold copies of one sound, the first of these keeps its own
+PROTECTED = ("test", "val", "train")  # where given folds hold copies of one sound, the first of these keeps its own
 
 
 def content_of(result: ExtractedRecording) -> str:
@@ -16,7 +16,8 @@ def content_of(result: ExtractedRecording) -> str:
     return result.sound.content if result.sound else result.sha256
 
 
-def settle_duplicates(results: Sequence[ExtractedRecording], *, sample_rate: int) -> list[ExtractedRecording]:
+def settle_duplicates(results: Sequence[ExtractedRecording], *, sample_rate: int,
+                      keepers: Mapping[str, int] | None = None) -> list[ExtractedRecording]:
     """Keep each window of recordings that hold the same sound once, and none to which they give different labels.
 
     The first by path keeps its windows. A recording of which none is left has the status ``duplicate`` and the reason.
@@ -27,9 +28,12 @@ def settle_duplicates(results: Sequence[ExtractedRecording], *, sample_rate: int
         In any order.
     sample_rate : int
         Hz of the samples that windows are counted in.
+    keepers : mapping of str to int, optional
+        Where they differ, a recording with a lower number comes before those with a higher one.
     """
     settled = {result.source_path: result for result in results}
     for copies in _by_content(results).values():
+        copies.sort(key=lambda result: (keepers or {}).get(result.source_path, 0))
         settled.update((result.source_path, result) for result in _settle_copies(copies, sample_rate))
     return [settled[result.source_path] for result in results]
 
@@ -81,7 +85,7 @@ def unprotected(sides: Mapping[str, str], similar: Sequence[SimilarPair]) -> dic
         on = [sides.get(path, "") for path in (pair.first, pair.second)]
         if "" in on or on[0] == on[1]:
             continue
-        kept, lost = sorted((pair.first, pair.second), key=lambda path: _PROTECTED.index(sides[path]))
+        kept, lost = sorted((pair.first, pair.second), key=lambda path: PROTECTED.index(sides[path]))
         left_out.setdefault(lost, f"sounds like {kept} of {sides[kept]}: in {sides[lost]} it would leak")
     return left_out
 

@@ -39,7 +39,8 @@ def label_findings(files: pd.DataFrame, labels: pd.DataFrame, *, similar: Sequen
         ``duplicate_across``, ``duplicate_within``, ``near_duplicate_across``, ``near_duplicate_within``,
         ``contradicting_labels``, ``label_typo``, ``few_recordings``, ``class_imbalance``; in this order.
     """
-    classes_of = {**dict.fromkeys(files.loc[files["status"].isin(USABLE), "path"], frozenset()),  # what has no label may be a copy all the same
+    usable = files.loc[files["status"].isin(USABLE), "path"]
+    classes_of = {**dict.fromkeys(usable, frozenset()),  # what has no label may be a copy all the same
                   **labels.groupby("path")["class_name"].agg(frozenset).to_dict()}
     copies = _exact_copies(files, classes_of)
     n_recordings = labels.drop_duplicates(["class_name", "path"])["class_name"].value_counts().to_dict()

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from models.errors import ManifestError
-from utils.storage.names import LONGEST_NAME_BYTES, short_stem, text_to_name
+from utils.storage.names import LONGEST_NAME_BYTES, holds_control, short_stem, text_to_name
 
 _LONGEST_ENDING = 40  # bytes of a window's time, a copy's number, the extension and a temporary file's ending
 
@@ -22,6 +22,11 @@ class Region:
         In the recording; None is its end.
     low_hertz, high_hertz : float or None
         Frequencies it lies between; None where nobody said.
+
+    Raises
+    ------
+    ManifestError
+        If the label holds a control character.
     """
 
     class_name: str
@@ -29,6 +34,11 @@ class Region:
     end_seconds: float | None = None
     low_hertz: float | None = None
     high_hertz: float | None = None
+
+    def __post_init__(self) -> None:
+        if holds_control(self.class_name):
+            raise ManifestError(f"the label {self.class_name!r} holds a control character, at which a table may break:"
+                                f" rename it")
 
     @property
     def is_whole(self) -> bool:

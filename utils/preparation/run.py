@@ -21,7 +21,7 @@ from utils.audio.recordings import Outcome
 from utils.preparation.dataset import Dataset, retract, write_dataset, write_reasons
 from utils.preparation.duplicates import settle_duplicates, similar_recordings
 from utils.preparation.extraction import (ExtractedRecording, PreprocessSettings, examine_recording, extract_recording)
-from utils.preparation.sides import adopt_sides, give_sides
+from utils.preparation.sides import adopt_sides, give_sides, keepers
 from utils.preparation.regions import Source
 from utils.running.parallel import Executor, Lost, run_each
 from utils.running.progress import progress
@@ -75,8 +75,10 @@ def preprocess(settings: PreprocessSettings, sources: Sequence[Source], *, execu
             retract(settings.output_dir)
         _tell_what_changed(settings, journal)
         extracted = _extract_all(settings, sources, journal, executor)
-        results = settle_duplicates(extracted, sample_rate=settings.frontend.sample_rate)
+        results: Sequence[ExtractedRecording] = extracted
         try:
+            results = settle_duplicates(results, sample_rate=settings.frontend.sample_rate,
+                                        keepers=keepers(settings, sources, journal))
             similar = similar_recordings(results)
             results, sides = give_sides(settings, sources, results, similar, journal)
             rows = _manifest_rows(settings, sources, results, sides)
@@ -84,12 +86,12 @@ def preprocess(settings: PreprocessSettings, sources: Sequence[Source], *, execu
             write_reasons(settings.output_dir, results)
             raise
         copies = _copies(settings, rows, results, journal, executor)
-        kept = {window.path for result in extracted for window in result.windows}
-        _remove_stale(settings.output_dir, kept.union(copies["path"]))
         write_dataset(settings, Dataset(sources, results, similar, pd.concat([rows, copies], ignore_index=True)
                                         if len(copies) else rows))
+        kept = {window.path for result in extracted for window in result.windows}
+        _remove_stale(settings.output_dir, kept.union(copies["path"]))
         journal.finish()
-    return results
+    return list(results)
 
 
 def examine(settings: PreprocessSettings, sources: Sequence[Source], *, executor: Executor) -> list[ExtractedRecording]:
@@ -117,7 +119,7 @@ def _check_sources(settings: PreprocessSettings, sources: Sequence[Source]) -> N
 def _tell_what_changed(settings: PreprocessSettings, journal: Journal) -> None:
     """Say why everything is done again, where the settings differ from those of the last run."""
     now, entry = settings.of_windows(), journal.latest("settings", "windows")
-    if entry is None and not journal.is_empty:
+    if entry is None and any(done.kind == "recording" for done in journal.entries()):
         logger.warning("every recording is done again: an earlier version prepared %s", settings.output_dir)
         adopt_sides(settings, journal)
     before = entry.result if entry else now

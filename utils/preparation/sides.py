@@ -1,11 +1,12 @@
 """The split of a data set: what stays together, what was decided before, what given folds say, what is left out."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from models.errors import ConfigError, ManifestError
 from utils.preparation.assignment import assign_sides
-from utils.preparation.duplicates import groups_of, unprotected, without_windows
+from utils.preparation.duplicates import PROTECTED, groups_of, unprotected, without_windows
 from utils.preparation.extraction import ExtractedRecording, PreprocessSettings
 from utils.preparation.similarity import SimilarPair
 from utils.preparation.regions import Source
@@ -54,6 +55,18 @@ def give_sides(settings: PreprocessSettings, sources: Sequence[Source], results:
             for result in results], sides
 
 
+def keepers(settings: PreprocessSettings, sources: Sequence[Source], journal: Journal) -> dict[str, int]:
+    """Return by source path how much it should keep a sound that others hold too: the lower the more.
+
+    Of given folds test keeps its own, then validation; else what has a side already does.
+    """
+    if any(source.fold for source in sources):
+        of_folds = {**_sides_of_folds({source.fold for source in sources if source.fold}), "": "train"}
+        return {source.source_path: PROTECTED.index(of_folds[source.fold]) for source in sources}
+    earlier = earlier_sides(settings, journal)
+    return {source.source_path: int(source.recording_id not in earlier) for source in sources}
+
+
 def adopt_sides(settings: PreprocessSettings, journal: Journal) -> None:
     """Note the sides of a data set that a version without stable sides prepared: its recordings keep theirs too."""
     try:
@@ -75,25 +88,43 @@ def _sides_key(settings: PreprocessSettings) -> str:
 def _made_sides(settings: PreprocessSettings, used: Sequence[tuple[Source, ExtractedRecording]],
                 similar: Sequence[SimilarPair], journal: Journal) -> tuple[dict[str, str], dict[str, str]]:
     ids = {source.source_path: source.recording_id for source, _ in used}
+    earlier = earlier_sides(settings, journal)
+    between = _between_sides(ids, similar, earlier)
+    ids = {path: name for path, name in ids.items() if name not in between}
     together = groups_of(ids, similar)
-    key = _sides_key(settings)
-    earlier = (journal.find("sides", key, key) or {"sides": {}})["sides"]
-    sides = assign_sides(_seconds(settings, used), together, ratios=settings.ratios,
-                         random_state=settings.random_state, earlier=earlier)
+    seconds = {name: own for name, own in _seconds(settings, used).items() if name not in between}
+    sides = assign_sides(seconds, together, ratios=settings.ratios, random_state=settings.random_state,
+                         earlier=earlier)
     if any(earlier.get(name) != side for name, side in sides.items()):
+        key = _sides_key(settings)
         journal.add("sides", key, key, {"sides": dict(sorted({**earlier, **sides}.items()))})
-    left_out = {}
+    # recordings whose sound was changed after they had a side
+    left_out = unprotected({path: sides[name] for path, name in ids.items() if name in sides}, similar)
     for source, _ in used:
-        if source.recording_id not in sides:
-            torn = sorted({(side, name) for name, side in sides.items()
-                           if together[name] == together[source.recording_id]})
-            places = " and ".join(f"{name} ({side})" for side, name in _one_of_each_side(torn))
+        name = source.recording_id
+        if name not in sides:
+            torn = between.get(name) or {sides[other]: other for other in sorted(sides, reverse=True)
+                                         if together[other] == together[name]}
+            places = " and ".join(f"{other} ({side})" for side, other in sorted(torn.items()))
             left_out[source.source_path] = f"sounds like {places}: on either side it would leak"
     return sides, left_out
 
 
-def _one_of_each_side(torn: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    return list({side: (side, name) for side, name in reversed(torn)}.values())[::-1]
+def earlier_sides(settings: PreprocessSettings, journal: Journal) -> dict[str, str]:
+    """Return the sides that recording ids were given before, under the same ratios, seed and labels."""
+    key = _sides_key(settings)
+    return (journal.find("sides", key, key) or {"sides": {}})["sides"]
+
+
+def _between_sides(ids: Mapping[str, str], similar: Sequence[SimilarPair],
+                   earlier: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return the newcomers that themselves sound like recordings of several sides: side to a recording of it."""
+    beside: dict[str, dict[str, str]] = defaultdict(dict)
+    for pair in similar:
+        for one, other in ((pair.first, pair.second), (pair.second, pair.first)):
+            if one in ids and other in ids and ids[one] not in earlier and ids[other] in earlier:
+                beside[ids[one]].setdefault(earlier[ids[other]], ids[other])
+    return {name: sides for name, sides in beside.items() if len(sides) > 1}
 
 
 def _seconds(settings: PreprocessSettings,

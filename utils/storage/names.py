@@ -19,6 +19,8 @@ _MOST_FOLDER_BYTES = 200
 _SHORT_DIGEST, _LONG_DIGEST = 8, 32  # hexadecimal digits
 _ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
 _SURROGATE = re.compile("[\udc80-\udcff]")
+_CONTROL = re.compile("[\x00-\x1f\x7f]")  # a table may break at them
+_RESERVED = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", re.IGNORECASE)  # on Windows, whatever follows the dot
 
 
 def name_to_text(name: str | os.PathLike) -> str:
@@ -28,6 +30,7 @@ def name_to_text(name: str | os.PathLike) -> str:
         return text
     # a name that itself reads like an escape has its backslash escaped, so that nothing is ambiguous
     text = _ESCAPE.sub(r"\\x5cx\1", text)
+    text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
     return _SURROGATE.sub(lambda found: f"\\x{ord(found[0]) - 0xdc00:02x}", text)
 
 
@@ -35,8 +38,18 @@ def text_to_name(text: str) -> str:
     """Return the path that ``name_to_text`` wrote."""
     if os.name == "nt":
         return text
-    return _ESCAPE.sub(lambda found: "\\" if found[1] == "5c" else
-                       chr(0xdc00 + int(found[1], 16)) if found[1] >= "80" else found[0], text)
+    return _ESCAPE.sub(lambda found: _unescaped(int(found[1], 16), found[0]), text)
+
+
+def _unescaped(value: int, text: str) -> str:
+    if value == ord("\\") or _CONTROL.fullmatch(chr(value)):
+        return chr(value)
+    return chr(0xdc00 + value) if value >= 0x80 else text
+
+
+def holds_control(text: str) -> bool:
+    """Whether a text holds a control character: a line break, a tab, NUL."""
+    return _CONTROL.search(text) is not None
 
 
 def check_inside(folder: Path, entry: str, *, where: str, through_links: bool = False) -> Path:
@@ -110,7 +123,7 @@ def fitting_name(stem: str, ending: str) -> str:
 
 def safe_name(text: str) -> str:
     """Return text usable as a file or folder name on every system."""
-    return re.sub(r"[^\w.-]+", "_", text).strip("._") or "unnamed"
+    return _RESERVED.sub(r"\1_", re.sub(r"[^\w.-]+", "_", text).strip("._")) or "unnamed"
 
 
 def _cut(text: str, most_bytes: int) -> str:

@@ -16,6 +16,8 @@ def read_table(path: str | os.PathLike) -> pd.DataFrame:
     try:
         text = read_text(table)
         text.encode()  # a table is text: bytes that are none would only fail later
+        if "\0" in text:
+            raise ManifestError(f"{table} holds a NUL character, which ends a text for many programs: save it anew")
         separator = "\t" if "\t" in text.partition("\n")[0] else ","
         read = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
     except FileNotFoundError as error:
