@@ -151,8 +151,9 @@ class _Levels:
                     "channel_correlation": None}
         means = self._sums / self._n_samples
         n_values = self._n_samples * len(means)
+        power = self._squares.sum() / n_values  # the squares of the smallest numbers are 0
         return {"peak_dbfs": 20 * math.log10(self._peak),
-                "rms_dbfs": 10 * math.log10(self._squares.sum() / n_values),
+                "rms_dbfs": 10 * math.log10(power) if power else None,
                 "dc_offset": float(means[np.abs(means).argmax()]),
                 "clipped_share": self._plateaus.n_samples / n_values,
                 "channel_correlation": self._correlation(means[:2])}

@@ -21,7 +21,7 @@ from utils.audio.recordings import Outcome
 from utils.preparation.dataset import Dataset, retract, write_dataset, write_reasons
 from utils.preparation.duplicates import settle_duplicates, similar_recordings
 from utils.preparation.extraction import (ExtractedRecording, PreprocessSettings, examine_recording, extract_recording)
-from utils.preparation.sides import adopt_sides, give_sides, keepers
+from utils.preparation.sides import adopt_sides, give_sides, keepers, leave_out
 from utils.preparation.regions import Source
 from utils.running.parallel import Executor, Lost, run_each
 from utils.running.progress import progress
@@ -77,10 +77,11 @@ def preprocess(settings: PreprocessSettings, sources: Sequence[Source], *, execu
         extracted = _extract_all(settings, sources, journal, executor)
         results: Sequence[ExtractedRecording] = extracted
         try:
-            results = settle_duplicates(results, sample_rate=settings.frontend.sample_rate,
-                                        keepers=keepers(settings, sources, journal))
-            similar = similar_recordings(results)
-            results, sides = give_sides(settings, sources, results, similar, journal)
+            ranks, similar = keepers(settings, sources, journal), similar_recordings(extracted)
+            # before copies are settled: who has a side must not depend on where windows lie
+            sides, left_out = give_sides(settings, sources, extracted, similar, journal)
+            results = settle_duplicates(extracted, sample_rate=settings.frontend.sample_rate, keepers=ranks)
+            results = leave_out(results, left_out)
             rows = _manifest_rows(settings, sources, results, sides)
         except (AudioError, ManifestError):
             write_reasons(settings.output_dir, results)
@@ -105,8 +106,9 @@ def examine(settings: PreprocessSettings, sources: Sequence[Source], *, executor
     with locked(settings.output_dir), Journal(settings.output_dir / "journal.jsonl", fresh=False) as journal:
         results = _work_on_all("examination", functools.partial(examine_recording, settings), sources, journal,
                                executor, key=settings_key(settings.of_windows()["code_version"]), settings=settings)
+        similar = similar_recordings(results)
         results = settle_duplicates(results, sample_rate=settings.frontend.sample_rate)
-        write_audit(settings, sources, results, similar_recordings(results))
+        write_audit(settings, sources, results, similar)
     return results
 
 

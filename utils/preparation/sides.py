@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from models.errors import ConfigError, ManifestError
 from utils.preparation.assignment import assign_sides
-from utils.preparation.duplicates import PROTECTED, groups_of, unprotected, without_windows
+from utils.preparation.duplicates import PROTECTED, content_of, groups_of, unprotected, without_windows
 from utils.preparation.extraction import ExtractedRecording, PreprocessSettings
 from utils.preparation.similarity import SimilarPair
 from utils.preparation.regions import Source
@@ -22,16 +22,15 @@ _NAMED_SIDES = {"train": "train", "training": "train", "val": "val", "valid": "v
 
 
 def give_sides(settings: PreprocessSettings, sources: Sequence[Source], results: Sequence[ExtractedRecording],
-               similar: Sequence[SimilarPair], journal: Journal
-               ) -> tuple[list[ExtractedRecording], dict[str, str]]:
-    """Return the results, without what would leak, and the side of each recording id that has a window.
+               similar: Sequence[SimilarPair], journal: Journal) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the side of each recording id that can be used, and which recordings would leak: path to reason.
 
     Parameters
     ----------
     settings : PreprocessSettings
         Ratios and seed.
     sources, results : sequences
-        In one order.
+        In one order; copies among them are not settled yet.
     similar : sequence of SimilarPair
         Source paths that sound the same.
     journal : Journal
@@ -42,17 +41,21 @@ def give_sides(settings: PreprocessSettings, sources: Sequence[Source], results:
     ManifestError
         If given folds make no three sides, or tear a group apart.
     """
-    used = [(source, result) for source, result in zip(sources, results, strict=True) if result.windows]
-    if any(source.fold for source, _ in used):
-        sides = _given_sides(used)
-        of_path = {source.source_path: sides[source.recording_id] for source, _ in used}
-        left_out = unprotected(of_path, similar)
-    else:
-        sides, left_out = _made_sides(settings, used, similar, journal)
-    for path, reason in sorted(left_out.items()):
-        logger.warning("%s is left out: %s", path, reason)
-    return [without_windows(result, left_out[result.source_path]) if result.source_path in left_out else result
-            for result in results], sides
+    usable = [(source, result) for source, result in zip(sources, results, strict=True)
+              if result.outcome.status == "ok"]
+    if any(source.fold for source, _ in usable):
+        sides = _given_sides([source for source, _ in usable])
+        return sides, unprotected({source.source_path: sides[source.recording_id] for source, _ in usable}, similar)
+    return _made_sides(settings, usable, similar, journal)
+
+
+def leave_out(results: Sequence[ExtractedRecording], reasons: Mapping[str, str]) -> list[ExtractedRecording]:
+    """Return results of which those named have no window, and say so."""
+    for result in results:
+        if result.windows and result.source_path in reasons:
+            logger.warning("%s is left out: %s", result.source_path, reasons[result.source_path])
+    return [without_windows(result, reasons[result.source_path])
+            if result.windows and result.source_path in reasons else result for result in results]
 
 
 def keepers(settings: PreprocessSettings, sources: Sequence[Source], journal: Journal) -> dict[str, int]:
@@ -131,8 +134,13 @@ def _seconds(settings: PreprocessSettings,
              used: Sequence[tuple[Source, ExtractedRecording]]) -> dict[str, dict[str, float]]:
     """Return the labelled seconds of each class by recording id; they depend on labels and lengths, not on windows."""
     seconds: dict[str, dict[str, float]] = {}
+    counted = set()
     for source, result in used:
         own = seconds.setdefault(source.recording_id, {})
+        sound = (content_of(result) or source.source_path, source.regions)
+        if sound in counted:  # a copy adds nothing
+            continue
+        counted.add(sound)
         length = result.outcome.duration_seconds or 0.0
         free = length
         for region in source.regions:
@@ -145,12 +153,12 @@ def _seconds(settings: PreprocessSettings,
     return seconds
 
 
-def _given_sides(used: Sequence[tuple[Source, ExtractedRecording]]) -> dict[str, str]:
+def _given_sides(sources: Sequence[Source]) -> dict[str, str]:
     # a recording that only annotations name has no fold: the held-out sides stay as they were given
-    of_folds = {**_sides_of_folds({source.fold for source, _ in used if source.fold}), "": "train"}
+    of_folds = {**_sides_of_folds({source.fold for source in sources if source.fold}), "": "train"}
     sides: dict[str, str] = {}
     torn = set()
-    for source, _ in used:
+    for source in sources:
         if sides.setdefault(source.recording_id, of_folds[source.fold]) != of_folds[source.fold]:
             torn.add(source.recording_id)
     if torn:

@@ -17,7 +17,7 @@ from utils.preparation.extraction import ExtractedRecording
 from utils.preparation.labelling import lost_regions
 from utils.preparation.regions import Region, Source
 from utils.preparation.run import examine
-from utils.preparation.sides import _seconds, give_sides
+from utils.preparation.sides import _seconds, give_sides, leave_out
 from utils.preparation.sources import sources_from_folders
 from utils.running.parallel import ThisProcess
 from utils.storage.files import read_json
@@ -40,7 +40,9 @@ def sides_of(tmp_path, sources, *, similar=(), results=None, **changes):
                           for one in sources]
     similar = sorted([*similar, *similar_recordings(results)])
     with Journal(tmp_path / "journal.jsonl", fresh=False) as journal:
-        return give_sides(preprocess_settings(tmp_path, tmp_path, **changes), sources, results, similar, journal)
+        sides, reasons = give_sides(preprocess_settings(tmp_path, tmp_path, **changes), sources, results, similar,
+                                    journal)
+    return leave_out(results, reasons), sides
 
 
 def left_out(results):
@@ -290,11 +292,20 @@ def test_seconds_are_those_of_labels_and_not_of_windows(tmp_path):
     assert _seconds(preprocess_settings(tmp_path, tmp_path), used) == {"n1": labelled, "n2": {}}
 
 
+def test_a_copy_counts_only_where_its_labels_are_others(tmp_path):
+    labels = {"a.wav": "owl", "b.wav": "owl", "c.wav": "fox"}
+    used = [(Source(path, path, (Region(name),), "", path), recording(path, name, seconds=10.0))
+            for path, name in labels.items()]
+    assert _seconds(preprocess_settings(tmp_path, tmp_path), used) == {
+        "a.wav": {"owl": 10.0}, "b.wav": {}, "c.wav": {"fox": 10.0}}
+
+
 def test_what_is_not_marked_counts_as_background_only_where_somebody_listened(tmp_path):
     some, calm = (Region("owl", 1.0, 3.0), Region("fox", 8.0)), preprocess_settings(tmp_path, tmp_path,
                                                                                     background_label="calm")
     used = [(Source("a.wav", "a", some, "", "a"), recording("a.wav", "owl", seconds=10.0)),
-            (Source("b.wav", "b", some, "", "b", is_annotated=False), recording("b.wav", "owl", seconds=10.0)),
+            (Source("b.wav", "b", some, "", "b", is_annotated=False),
+             recording("b.wav", "owl", content="other", seconds=10.0)),
             (Source("c.wav", "c", (Region("calm", 0.0, 4.0),), "", "c"), recording("c.wav", "calm", seconds=10.0)),
             (Source("d.wav", "d", (Region("owl"), Region("fox", 0.0, 1.0)), "", "d"),
              recording("d.wav", "owl", seconds=10.0))]
