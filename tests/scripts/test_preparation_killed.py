@@ -24,13 +24,7 @@ N_FRAMES, N_MELS = 1 + TINY_RATE // 256, 32  # of windows of a second, with hops
 N_KILLS_AT_RANDOM = 50
 SHORTEST_KILLED_SECONDS = 0.5  # less than Python needs to begin
 
-copies_are_not_retracted = pytest.mark.xfail(strict=True, reason="copies are written over and removed while the"
-                                             " dataset.json that names them stands")
-
 pytestmark = needs_proc
-
-sides_remember = pytest.mark.xfail(strict=True, reason="sides that were given while a recording had no window stay when"
-                                   " it has one, and it then gets another than it would have had")
 
 
 def make_recordings(folder, rng):
@@ -230,9 +224,9 @@ def test_other_settings_that_were_tried_in_between_leave_no_trace(audio_dir, str
 
 
 @pytest.mark.parametrize(("flags", "augmented", "moment"), [
-    pytest.param(("--random_state", 7), AUGMENTED, ("os.rename", COPY, 3), marks=copies_are_not_retracted),
+    (("--random_state", 7), AUGMENTED, ("os.rename", COPY, 3)),
     (("--n_mels", 24), AUGMENTED, ("os.rename", SPECTROGRAM, 3)),
-    pytest.param((), (), ("os.remove", COPY, 3), marks=copies_are_not_retracted),
+    ((), (), ("os.remove", COPY, 3)),
     (("--random_state", 7), AUGMENTED, ("os.remove", "train.csv", 1)),
 ], ids=["copies written over", "spectrograms written over", "copies removed", "tables removed"])
 def test_no_data_set_stands_beside_the_files_of_another(audio_dir, straight, output_dir, flags, augmented, moment):
@@ -241,7 +235,6 @@ def test_no_data_set_stands_beside_the_files_of_another(audio_dir, straight, out
     check_whole(output_dir, [straight[0]])
 
 
-@sides_remember
 def test_sides_do_not_remember_settings_under_which_a_recording_had_no_window(audio_dir, tmp_path):
     """A region that reaches far beyond the end gives a window only where little of it is enough."""
     folder = shutil.copytree(audio_dir, tmp_path / "audio")
@@ -279,7 +272,7 @@ def test_a_worker_that_is_killed_costs_the_file_it_read_and_nothing_else(audio_d
     assert rows[0].drop(index="long.wav").equals(rows[1].drop(index="long.wav"))
 
 
-@sides_remember
+@pytest.mark.xfail(strict=True, reason="sides are given while the recording of a lost worker has none, and stay")
 def test_the_run_after_one_that_lost_a_worker_has_the_outputs_of_one_that_did_not(audio_dir, output_dir):
     arguments = command(audio_dir, output_dir, augmented=())
     assert run(killed(arguments, "os.rename", LONG, nth=3, victim="worker"))[0] == 0
@@ -289,7 +282,6 @@ def test_the_run_after_one_that_lost_a_worker_has_the_outputs_of_one_that_did_no
     assert differing(outputs(output_dir), outputs(straight_dir)) == []
 
 
-@pytest.mark.xfail(strict=True, reason="what a worker was writing when it died stays until the next run")
 def test_a_worker_that_is_killed_leaves_no_temporary_file(audio_dir, output_dir):
     arguments = command(audio_dir, output_dir, augmented=())
     assert run(killed(arguments, "os.rename", LONG, nth=3, victim="worker"))[0] == 0

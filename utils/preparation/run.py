@@ -25,6 +25,7 @@ from utils.preparation.sides import adopt_sides, give_sides, keepers, leave_out
 from utils.preparation.regions import Source
 from utils.running.parallel import Executor, Lost, run_each
 from utils.running.progress import progress
+from utils.storage.files import remove_temporaries
 from utils.storage.journal import Journal, settings_key
 from utils.storage.locks import locked
 from utils.storage.manifest import NOT_AUGMENTED
@@ -91,6 +92,7 @@ def preprocess(settings: PreprocessSettings, sources: Sequence[Source], *, execu
                                         if len(copies) else rows))
         kept = {window.path for result in extracted for window in result.windows}
         _remove_stale(settings.output_dir, kept.union(copies["path"]))
+        remove_temporaries(settings.output_dir / "spectrograms")  # what a process was writing that was lost
         journal.finish()
     return list(results)
 
