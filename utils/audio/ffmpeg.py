@@ -71,7 +71,7 @@ class FfmpegStream:
             self._command(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self._blocks: queue.Queue[bytes] = queue.Queue(_WAITING_BLOCKS)
         self._said = self._rest = b""  # what ffmpeg told; what came after the header with it
-        self.can_seek = False  # its pipe only goes on
+        self.can_seek, self.warning = False, ""  # its pipe only goes on
         self.n_frames: int | None = None
         self._closed = threading.Event()
         self._threads = [threading.Thread(target=target, daemon=True)

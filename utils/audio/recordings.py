@@ -184,9 +184,12 @@ class RecordingReader:
         except AudioError as error:  # the header promises what is not there
             self.damage = self._breaks_off(error)
             return
+        if self._source.warning:
+            self.damage = f"{self.path} {self._source.warning}"
         n_dropped = start - position
         for block in self._native_blocks():
-            mono = block[:, 0] if self.channels == 1 else block.mean(axis=1)
+            with np.errstate(invalid="ignore", over="ignore"):  # what is no number is told below
+                mono = block[:, 0] if self.channels == 1 else block.mean(axis=1)
             if not np.abs(mono).max() < _LARGEST_SAMPLE:  # what NaN is not either
                 raise AudioError(f"{self.path} holds samples that are not numbers (NaN, infinity or beyond"
                                  f" {_LARGEST_SAMPLE:g}): copy it from the recorder again", status="corrupt")

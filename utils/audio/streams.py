@@ -5,16 +5,18 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import soundfile as sf
 
 from models.errors import AudioError, ConfigError
 from utils.audio.ffmpeg import FfmpegStream
+from utils.audio.wav_length import FileFrom, find_behind
 
 # of these libsndfile finds any frame at once and exactly; a compressed frame needs those before it
 _SEEKABLE_FORMATS = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC"})
+_LEAST_BEHIND_BYTES = 1 << 13  # less behind the chunks of a WAV file is no sound worth telling of
 _SEEKABLE_SUBTYPES = frozenset({"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAW", "ULAW"})
 
 
@@ -75,6 +77,7 @@ class Stream(Protocol):
     channels: int
     can_seek: bool
     n_frames: int | None
+    warning: str  # what is wrong with the file although it can be read; worded to follow its name
 
     def seek(self, frame: int) -> None:
         """Go to a frame; only where ``can_seek``."""
@@ -92,7 +95,7 @@ class ArrayStream:
     def __init__(self, recording: Samples) -> None:
         self._values = recording.values[:, None] if recording.values.ndim == 1 else recording.values
         self.sample_rate, self.channels = recording.sample_rate, self._values.shape[1]
-        self.can_seek, self._position = True, 0
+        self.can_seek, self._position, self.warning = True, 0, ""
         self.n_frames: int | None = len(self._values)
 
     def seek(self, frame: int) -> None:
@@ -121,13 +124,14 @@ class _ForwardSoundFile(sf.SoundFile):
 
 
 class LibsndfileStream:
-    """A file that libsndfile reads."""
+    """A file that libsndfile reads; ``warning`` is what is to be told of it."""
 
-    def __init__(self, file: str | bytes | BinaryIO) -> None:
-        self._sound = _ForwardSoundFile(file)
+    def __init__(self, file: str | bytes | BinaryIO | FileFrom, **raw: Any) -> None:
+        self._sound, self.warning = _ForwardSoundFile(file, **raw), ""
         self.sample_rate, self.channels = self._sound.samplerate, self._sound.channels
-        self.can_seek = self._sound.format in _SEEKABLE_FORMATS and self._sound.subtype in _SEEKABLE_SUBTYPES
+        self.can_seek = self._sound.format in _SEEKABLE_FORMATS | {"RAW"} and self._sound.subtype in _SEEKABLE_SUBTYPES
         self.n_frames: int | None = self._sound.frames if self.can_seek else None
+        self.subtype = self._sound.subtype
 
     def seek(self, frame: int) -> None:
         """See ``Stream.seek``."""
@@ -163,9 +167,27 @@ def _open_file(path: Path) -> Stream:
         raise AudioError("has 0 bytes: copy it from the recorder again, or leave it out", status="empty")
     try:
         # bytes: soundfile encodes a name strictly, and not every name on Linux is UTF-8
-        return LibsndfileStream(os.fspath(path) if os.name == "nt" else os.fsencode(path))
+        stream = LibsndfileStream(os.fspath(path) if os.name == "nt" else os.fsencode(path))
+        return stream if status.st_size < _LEAST_BEHIND_BYTES else _with_what_lies_behind(path, stream)
     except Exception as error:  # whatever a decoder raises is this file's, and ffmpeg may know better
         return FfmpegStream(path, refused=_reason(error))
+
+
+def _with_what_lies_behind(path: Path, stream: LibsndfileStream) -> LibsndfileStream:
+    """Return a stream of all that a WAV file holds, also where its header cannot tell of it."""
+    behind = find_behind(path)
+    if behind.n_bytes < _LEAST_BEHIND_BYTES:
+        return stream
+    stream.warning = (f"holds {behind.n_bytes / 1e3:,.0f} kB behind what its header tells of, which are not read: copy"
+                      f" it from the recorder again")
+    if not behind.overflowed or stream.subtype not in _SEEKABLE_SUBTYPES:
+        return stream
+    stream.close()
+    # libsndfile is told where the samples begin, and reads to the end of the file
+    whole = LibsndfileStream(FileFrom(path, behind.data_begins), samplerate=stream.sample_rate,
+                             channels=stream.channels, subtype=stream.subtype, format="RAW", endian="LITTLE")
+    whole.warning = "is longer than a WAV header can tell: all that follows the header is taken for sound"
+    return whole
 
 
 def _open_object(recording: FileObject) -> Stream:

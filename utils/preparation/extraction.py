@@ -127,6 +127,7 @@ class ExtractedRecording:
     sound: SoundFacts | None = None
     recorder: RecorderFacts = RecorderFacts()
     declared_seconds: float | None = None
+    lost_worker: bool = False  # it was not the recording's fault, perhaps, and it is tried again
 
     def to_json(self) -> dict:
         """Return plain types for the journal."""
@@ -134,7 +135,7 @@ class ExtractedRecording:
                 "segments": [asdict(window) for window in self.windows],
                 "regions": [asdict(region) for region in self.regions],
                 "sound": asdict(self.sound) if self.sound else None, "recorder": self.recorder.to_dict(),
-                "declared_seconds": self.declared_seconds}
+                "declared_seconds": self.declared_seconds, "lost_worker": self.lost_worker}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ExtractedRecording":
@@ -144,7 +145,7 @@ class ExtractedRecording:
                    tuple(LabelledWindow(**window) for window in values["segments"]),
                    tuple(RegionOutcome(**region) for region in values["regions"]),
                    SoundFacts(**values["sound"]) if values["sound"] else None,
-                   RecorderFacts.from_dict(values["recorder"]), values["declared_seconds"])
+                   RecorderFacts.from_dict(values["recorder"]), values["declared_seconds"], values["lost_worker"])
 
     @classmethod
     def lost(cls, source: Source, outcome: Outcome, **facts: Any) -> "ExtractedRecording":

@@ -72,7 +72,7 @@ def preprocess(settings: PreprocessSettings, sources: Sequence[Source], *, execu
         logger.warning("%d of %d mel bands are narrower than a frequency bin and stay empty: lower --n_mels or raise"
                        " --n_fft", n_empty, settings.frontend.n_mels)
     with locked(settings.output_dir), Journal(settings.output_dir / "journal.jsonl", fresh=overwrite) as journal:
-        if overwrite:
+        if overwrite or journal.is_empty:
             retract(settings.output_dir)
         _tell_what_changed(settings, journal)
         extracted = _extract_all(settings, sources, journal, executor)
@@ -80,7 +80,8 @@ def preprocess(settings: PreprocessSettings, sources: Sequence[Source], *, execu
         try:
             ranks, similar = keepers(settings, sources, journal), similar_recordings(extracted)
             # before copies are settled: who has a side must not depend on where windows lie
-            sides, left_out = give_sides(settings, sources, extracted, similar, journal)
+            sides, left_out = give_sides(settings, sources, extracted, similar, journal,
+                                         is_complete=not any(result.lost_worker for result in extracted))
             results = settle_duplicates(extracted, sample_rate=settings.frontend.sample_rate, keepers=ranks)
             results = leave_out(results, left_out)
             rows = _manifest_rows(settings, sources, results, sides)
@@ -161,14 +162,15 @@ def _work_on_all(kind: str, work: functools.partial, sources: Sequence[Source], 
     pending = run_each(executor, work, _begun(kind, todo, journal, settings.output_dir))
     for source, result in progress(pending, total=len(todo), description="recordings", unit="file"):
         if isinstance(result, Lost):
-            result = ExtractedRecording.lost(source, outcome=Outcome(
+            result = ExtractedRecording.lost(source, lost_worker=True, outcome=Outcome(
                 result.status, result.told_of(source.audio_path(settings.input_dir))))
         if result.outcome.status != "ok":
             logger.warning("%s: %s", result.outcome.status, name_to_text(result.outcome.reason))
         elif result.outcome.reason:
             logger.warning("%s", name_to_text(result.outcome.reason))
         results[source.source_path] = result
-        journal.add(kind, source.source_path, keys[source.source_path], result.to_json())
+        if journal.find(kind, source.source_path, keys[source.source_path]) != result.to_json():
+            journal.add(kind, source.source_path, keys[source.source_path], result.to_json())
     return [results[source.source_path] for source in sources]
 
 
@@ -178,7 +180,7 @@ def _begun(kind: str, todo: Sequence[Source], journal: Journal, output_dir: Path
         before = journal.latest(kind, source.source_path)
         if before is not None and before.result.get("segments"):
             retract(output_dir)  # until the new one is whole there is no data set: its files would be of both
-        journal.forget(kind, source.source_path)
+            journal.forget(kind, source.source_path)
         yield source
 
 

@@ -22,7 +22,8 @@ _NAMED_SIDES = {"train": "train", "training": "train", "val": "val", "valid": "v
 
 
 def give_sides(settings: PreprocessSettings, sources: Sequence[Source], results: Sequence[ExtractedRecording],
-               similar: Sequence[SimilarPair], journal: Journal) -> tuple[dict[str, str], dict[str, str]]:
+               similar: Sequence[SimilarPair], journal: Journal, *,
+               is_complete: bool = True) -> tuple[dict[str, str], dict[str, str]]:
     """Return the side of each recording id that can be used, and which recordings would leak: path to reason.
 
     Parameters
@@ -35,6 +36,8 @@ def give_sides(settings: PreprocessSettings, sources: Sequence[Source], results:
         Source paths that sound the same.
     journal : Journal
         Sides that were given once stand in it, so that recordings that are added move no other.
+    is_complete : bool
+        Whether every recording had its turn; else the sides are not noted, for those that are missing count too.
 
     Raises
     ------
@@ -46,7 +49,7 @@ def give_sides(settings: PreprocessSettings, sources: Sequence[Source], results:
     if any(source.fold for source, _ in usable):
         sides = _given_sides([source for source, _ in usable])
         return sides, unprotected({source.source_path: sides[source.recording_id] for source, _ in usable}, similar)
-    return _made_sides(settings, usable, similar, journal)
+    return _made_sides(settings, usable, similar, journal, is_complete=is_complete)
 
 
 def leave_out(results: Sequence[ExtractedRecording], reasons: Mapping[str, str]) -> list[ExtractedRecording]:
@@ -89,7 +92,8 @@ def _sides_key(settings: PreprocessSettings) -> str:
 
 
 def _made_sides(settings: PreprocessSettings, used: Sequence[tuple[Source, ExtractedRecording]],
-                similar: Sequence[SimilarPair], journal: Journal) -> tuple[dict[str, str], dict[str, str]]:
+                similar: Sequence[SimilarPair], journal: Journal, *,
+                is_complete: bool) -> tuple[dict[str, str], dict[str, str]]:
     ids = {source.source_path: source.recording_id for source, _ in used}
     earlier = earlier_sides(settings, journal)
     between = _between_sides(ids, similar, earlier)
@@ -98,7 +102,7 @@ def _made_sides(settings: PreprocessSettings, used: Sequence[tuple[Source, Extra
     seconds = {name: own for name, own in _seconds(settings, used).items() if name not in between}
     sides = assign_sides(seconds, together, ratios=settings.ratios, random_state=settings.random_state,
                          earlier=earlier)
-    if any(earlier.get(name) != side for name, side in sides.items()):
+    if is_complete and any(earlier.get(name) != side for name, side in sides.items()):
         key = _sides_key(settings)
         journal.add("sides", key, key, {"sides": dict(sorted({**earlier, **sides}.items()))})
     # recordings whose sound was changed after they had a side
