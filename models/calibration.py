@@ -72,6 +72,24 @@ class Calibration:
             scaled = scaled + self.class_biases
         return special.softmax(scaled, axis=-1)
 
+    def undone(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return the probabilities that the network's logits alone would give.
+
+        Parameters
+        ----------
+        probabilities : np.ndarray, float, shape (..., n_classes), range 0..1
+            What ``probabilities`` gave.
+
+        Returns
+        -------
+        np.ndarray, float64, shape (..., n_classes), range 0..1
+            Sums to 1 over the last axis.
+        """
+        scaled = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
+        if self.class_biases:
+            scaled = scaled - self.class_biases
+        return special.softmax(self.temperature * scaled, axis=-1)
+
     def to_dict(self) -> dict:
         """Return the settings as a checkpoint stores them; without biases as version 2.0.0 did."""
         biases = {"class_biases": [float(bias) for bias in self.class_biases]} if self.class_biases else {}

@@ -3,6 +3,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -18,6 +19,8 @@ def build_parser() -> cli.CommandParser:
     parser.add_argument("--output_dir", type=Path, required=True, help="where report.html and the rest go")
     parser.add_argument("--efficientnet_model", type=Path, help="efficientnet_best.pth")
     parser.add_argument("--resnet18_model", type=Path, help="resnet18_best.pth, or NightScan 1's state dict")
+    parser.add_argument("--models", type=Path, nargs="+", default=[], metavar="MODEL",
+                        help="any .pth or .onnx files, called by their names; the first is compared with each other")
     parser.add_argument("--class_names", type=cli.comma_list,
                         help="outputs of a NightScan 1 ResNet18, in order, with commas (default: the manifest's"
                         " classes in alphabetical order)")
@@ -36,9 +39,9 @@ def build_parser() -> cli.CommandParser:
 def run(flags: argparse.Namespace) -> int:
     """Load the models, evaluate them, say what came out."""
     given = {"EfficientNet": flags.efficientnet_model, "ResNet18": flags.resnet18_model}
-    models = {name: path for name, path in given.items() if path is not None}
+    models = {name: path for name, path in given.items() if path is not None} | named_models(flags.models)
     if not models:
-        raise ConfigError("give --efficientnet_model, --resnet18_model, or both")
+        raise ConfigError("give --efficientnet_model, --resnet18_model, or any with --models")
     if not 0 < flags.confidence < 1:
         raise ConfigError(f"--confidence must lie between 0 and 1, got {flags.confidence:g}")
     if flags.audio_dir is not None:
@@ -52,11 +55,11 @@ def run(flags: argparse.Namespace) -> int:
     manifest = read_manifest(flags.test_csv)
     settings = EvaluationSettings(
         output_dir=flags.output_dir, audio_dir=flags.audio_dir, n_bootstrap=flags.bootstrap,
-        confidence=flags.confidence, n_workers=flags.workers, latency_runs=flags.latency_runs, seed=flags.seed)
-    class_names = flags.class_names or legacy_class_names(manifest)
+        confidence=flags.confidence, n_workers=flags.workers, latency_runs=flags.latency_runs, seed=flags.seed,
+        other_backends=("onnx",), measures_memory=True)
     # networks are compared in one library; an exported one is scored by what deploys it
     predictors = {name: (path, EfficientNetPredictor(path, device=flags.device, batch_size=flags.batch_size,
-                                                     class_names=class_names,
+                                                     class_names=flags.class_names or legacy_class_names(manifest),
                                                      backend="auto" if path.suffix == ".onnx" else "torch"))
                   for name, path in models.items()}
     evaluation = evaluate_models(predictors, manifest, settings)
@@ -67,6 +70,18 @@ def run(flags: argparse.Namespace) -> int:
         print(f"EfficientNet against ResNet18: {evaluation.comparison.verdict}")
     print(f"report: {flags.output_dir / 'report.html'}")
     return cli.EXIT_DONE
+
+
+def named_models(paths: Sequence[Path]) -> dict[str, Path]:
+    """Return each model under the shortest end of its path that tells it from the others."""
+    unique = list(dict.fromkeys(path.absolute() for path in paths))
+    for n_folders in range(max((len(path.parts) for path in unique), default=1)):
+        for with_extension in (False, True):
+            names = ["/".join([*path.parts[-1 - n_folders:-1], path.name if with_extension else path.stem])
+                     for path in unique]
+            if len(set(names)) == len(names):
+                return dict(zip(names, unique, strict=True))
+    return {}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,8 +11,10 @@ from tests.conftest import PROJECT
 PACKAGES = ("models", "utils", "scripts")
 # a room is a folder of utils/, or a group of files that belong together; every file of utils/ is in exactly one
 FILES_OF_ROOMS = {"utils/training_utils.py": "training", "utils/cross_validation.py": "training",
-                  "utils/metrics.py": "metrics", "utils/reports.py": "reports", "utils/pages.py": "pages"}
-GROUND = {"audio", "storage", "networks", "running", "metrics", "reports", "pages"}
+                  "utils/metrics.py": "metrics", "utils/tallies.py": "metrics",
+                  "utils/reports.py": "reports", "utils/pages.py": "pages",
+                  "utils/examples.py": "examples"}
+GROUND = {"audio", "storage", "networks", "running", "metrics", "reports", "pages", "examples"}
 STAGES = {"preparation", "training", "prediction", "evaluation", "demo"}
 # who may import whom, as architecture draws it: stages stand on the ground, evaluation scores through prediction
 EDGES = {
@@ -21,9 +23,10 @@ EDGES = {
     "evaluation": {"models", "prediction", *GROUND},
     "scripts": {"models", *GROUND, *STAGES},
     # the ground has floors of its own, so that no two of its rooms lean on each other
-    "running": {"models"}, "metrics": {"models"}, "audio": {"models"}, "storage": {"models"},
+    "running": {"models"}, "metrics": {"models"}, "audio": {"models", "storage"}, "storage": {"models"},
     "networks": {"models", "running", "storage"}, "pages": {"models", "storage"},
     "reports": {"models", "metrics", "pages", "storage"},
+    "examples": {"models", "audio", "pages", "reports", "storage"},
 }
 DRAWING = {"matplotlib", "seaborn"}
 FILE_MODULES = {"os", "pathlib", "io", "shutil", "tempfile", "soundfile", "pydub", "csv", "pickle", "pandas"}
@@ -50,6 +53,7 @@ LATE_IMPORTS = {
     "utils/prediction/conversion.py": {"from utils.networks.export import convert",
                                        "from utils.storage.checkpoints import load_model"},
     "utils/prediction/outputs.py": {"import pyarrow", "from pyarrow import parquet"},  # an extra
+    "utils/evaluation/peak.py": {"import resource"},  # it is not there on Windows
     "utils/reports.py": {"import seaborn"},  # half a second, for one of the pictures
     # torch, scikit-learn and matplotlib: while they load, no recording is worked on
     "utils/preparation/run.py": {"from models.data_augmentation import AudioAugmentationPipeline",

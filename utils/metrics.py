@@ -1,9 +1,7 @@
-"""Scores of a classifier in pure NumPy: check -> score -> average.
+"""Scores of a classifier in pure NumPy: check -> count -> score -> average.
 
-Every score is computed by one weighted core. A weight says how often a row counts: 1 for the score itself, the number
-of times its recording was drawn for a bootstrap resample, so that score and interval cannot disagree on a definition.
-Inside the core an undefined score is NaN; what ``evaluate`` and ``classification_scores`` return is ``None`` there,
-because JSON has no NaN.
+Every score comes from ``utils.tallies``, as that of a resample does. Inside an undefined score is NaN; what
+``evaluate`` and ``classification_scores`` return is ``None`` there, because JSON has no NaN.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +11,12 @@ import numpy as np
 
 from models.classes import NO_ANSWER, DecisionRules
 from models.errors import ConfigError
+from utils.tallies import (N_CALIBRATION_BINS, Counts, Groups, Losses, Ranking, Scores, binned_confidence,
+                           calibration_gaps, mean_where, ratio)
 
-N_CALIBRATION_BINS = 15  # Guo et al. 2017, section 5
 ROW_SUM_TOLERANCE = 1e-3  # a softmax in half precision is off by about this much
 ANSWER_THRESHOLDS = tuple(percent / 100 for percent in range(100))  # where the curve of ``answered_scores`` is told
 
-Scores = dict[str, np.ndarray]
 Interval = tuple[float, float] | None  # low and high; None where it cannot be told
 
 # how a person calls the scores of ``evaluate``
@@ -158,115 +156,7 @@ def classification_scores(confusion: np.ndarray) -> dict[str, float | None]:
         ``accuracy``, ``balanced_accuracy``, and ``{macro,micro,weighted}_{precision,recall,f1}``, 0..1; None if the
         matrix counts nothing.
     """
-    confusion = np.asarray(confusion, dtype=np.float64)
-    counts = _ClassCounts(confusion.diagonal()[:, None], confusion.sum(axis=1)[:, None],
-                          confusion.sum(axis=0)[:, None])
-    return {name: _plain(value[0]) for name, value in counts.averages().items()}
-
-
-@dataclass(frozen=True, eq=False)
-class _ClassCounts:
-    """How often each class was hit, occurred and was predicted: each ``(n_classes, n_resamples)``."""
-
-    hits: np.ndarray
-    support: np.ndarray
-    predicted: np.ndarray
-
-    @classmethod
-    def of(cls, segments: ScoredSegments, weights: np.ndarray) -> "_ClassCounts":
-        classes = np.eye(len(segments.class_names))
-        truth, guess = classes[segments.labels].T, classes[segments.probabilities.argmax(axis=1)].T
-        return cls((truth * guess) @ weights, truth @ weights, guess @ weights)
-
-    def ratios(self) -> Scores:
-        return {"precision": _ratio(self.hits, self.predicted, empty=0.0),
-                "recall": _ratio(self.hits, self.support, empty=0.0),
-                "f1": _ratio(2 * self.hits, self.support + self.predicted, empty=0.0)}
-
-    def averages(self) -> Scores:
-        ratios, occurs, n_rows = self.ratios(), self.support > 0, self.support.sum(axis=0)
-        accuracy = _ratio(self.hits.sum(axis=0), n_rows, empty=np.nan)
-        scores = {"accuracy": accuracy, "balanced_accuracy": _mean_where(ratios["recall"], occurs)}
-        for name, values in ratios.items():
-            scores[f"macro_{name}"] = _mean_where(values, occurs)
-            scores[f"micro_{name}"] = accuracy
-            scores[f"weighted_{name}"] = _ratio((values * self.support).sum(axis=0), n_rows, empty=np.nan)
-        return scores
-
-
-# Every threshold: ranking one class against the rest
-
-
-@dataclass(frozen=True, eq=False)
-class Ranking:
-    """How well a score ranks one class above the rest, once per column of weights.
-
-    Parameters
-    ----------
-    true_positives, false_positives : np.ndarray, float64, shape (n_distinct_scores, n_resamples)
-        Counts of the rows at or above each distinct score, highest first; equal scores share one row.
-    """
-
-    true_positives: np.ndarray
-    false_positives: np.ndarray
-
-    @classmethod
-    def of(cls, scores: np.ndarray, positives: np.ndarray, weights: np.ndarray | None = None) -> "Ranking":
-        """Rank rows by their score.
-
-        Parameters
-        ----------
-        scores : np.ndarray, float, shape (n,)
-            Larger means more likely positive.
-        positives : np.ndarray, bool, shape (n,)
-            Truth.
-        weights : np.ndarray, float64, shape (n, n_resamples), optional
-            How often each row counts in each resample; once in one resample when None.
-        """
-        if weights is None:
-            weights = np.ones((len(scores), 1))
-        order = np.argsort(-scores, kind="stable")
-        first_of_ties = np.flatnonzero(np.diff(scores[order], prepend=np.inf))
-        ordered = weights[order]
-        everything = np.add.reduceat(ordered, first_of_ties).cumsum(axis=0)
-        true_positives = np.add.reduceat(ordered * positives[order, None], first_of_ties).cumsum(axis=0)
-        return cls(true_positives, everything - true_positives)
-
-    def roc_curve(self) -> tuple[np.ndarray, np.ndarray]:
-        """Trace the receiver operating characteristic.
-
-        Returns
-        -------
-        false_positive_rate, true_positive_rate : np.ndarray, float64, shape (n_distinct_scores + 1, n_resamples)
-            0..1, from (0, 0) to (1, 1), both never falling; NaN where there are no negatives or no positives.
-        """
-        return (_ratio(_from_zero(self.false_positives), self.false_positives[-1], empty=np.nan),
-                _ratio(_from_zero(self.true_positives), self.true_positives[-1], empty=np.nan))
-
-    def precision_recall_curve(self) -> tuple[np.ndarray, np.ndarray]:
-        """Trace precision against recall.
-
-        Returns
-        -------
-        recall, precision : np.ndarray, float64, shape (n_distinct_scores + 1, n_resamples)
-            0..1, from (0, 1), recall never falling; recall is NaN where there are no positives.
-        """
-        recall = _ratio(_from_zero(self.true_positives), self.true_positives[-1], empty=np.nan)
-        return recall, np.vstack([np.ones_like(recall[:1]), self._precision()])
-
-    def roc_auc(self) -> np.ndarray:
-        """Return the area under ``roc_curve``, float64 ``(n_resamples,)``; a tie counts one half, undefined is NaN."""
-        rises = np.diff(self.false_positives, axis=0, prepend=0)
-        means = self.true_positives - np.diff(self.true_positives, axis=0, prepend=0) / 2
-        return _ratio((rises * means).sum(axis=0), self.true_positives[-1] * self.false_positives[-1], empty=np.nan)
-
-    def average_precision(self) -> np.ndarray:
-        """Return the sum of precision times the rise of recall, float64 ``(n_resamples,)``; NaN without positives."""
-        rises = np.diff(self.true_positives, axis=0, prepend=0)
-        return _ratio((rises * self._precision()).sum(axis=0), self.true_positives[-1], empty=np.nan)
-
-    def _precision(self) -> np.ndarray:
-        return _ratio(self.true_positives, self.true_positives + self.false_positives, empty=0.0)
+    return {name: _plain(value[0]) for name, value in Counts.of_confusion(confusion).averages().items()}
 
 
 # Probabilities: are they right as numbers?
@@ -294,26 +184,13 @@ def reliability_curve(probabilities: np.ndarray, labels: np.ndarray, *, n_bins: 
     error : float, range 0..1
         Expected calibration error (equation 3): the mean gap between the two over the rows; 0 is calibrated.
     """
-    probabilities = np.asarray(probabilities, dtype=np.float64)
-    confidence, correct, bins = _binned_confidence(probabilities, labels, n_bins)
+    probabilities, everything = np.asarray(probabilities, dtype=np.float64), Groups.one(len(labels))
+    confidence, correct, bins = binned_confidence(probabilities, labels, n_bins)
     count = np.bincount(bins, minlength=n_bins)
-    error = _calibration_error(probabilities, labels, np.ones((len(labels), 1)), n_bins=n_bins)
-    return (_ratio(np.bincount(bins, weights=confidence, minlength=n_bins), count, empty=np.nan),
-            _ratio(np.bincount(bins, weights=correct, minlength=n_bins), count, empty=np.nan), count, float(error[0]))
-
-
-def _binned_confidence(probabilities: np.ndarray, labels: np.ndarray, n_bins: int
-                       ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    confidence = probabilities.max(axis=1)
-    bins = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
-    return confidence, probabilities.argmax(axis=1) == labels, bins
-
-
-def _calibration_error(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray, *, n_bins: int
-                       ) -> np.ndarray:
-    confidence, correct, bins = _binned_confidence(probabilities, labels, n_bins)
-    gaps = np.eye(n_bins)[bins].T @ ((correct - confidence)[:, None] * weights)
-    return np.abs(gaps).sum(axis=0) / weights.sum(axis=0)
+    gaps = calibration_gaps(probabilities, labels, n_bins=n_bins, groups=everything)
+    return (ratio(np.bincount(bins, weights=confidence, minlength=n_bins), count, empty=np.nan),
+            ratio(np.bincount(bins, weights=correct, minlength=n_bins), count, empty=np.nan), count,
+            float(np.abs(gaps).sum() / len(labels)))
 
 
 # Selective classification: what is answered, and how much of it is right?
@@ -340,42 +217,40 @@ def answered_scores(segments: ScoredSegments, rules: DecisionRules) -> dict:
         ``threshold``, ``n_answered``, ``precision``, and ``recall`` (share of the class's segments that are answered
         with it); and ``curve``: lists ``threshold``, ``share`` and ``precision`` for one threshold of all classes.
     """
-    once, names = np.ones((len(segments.labels), 1)), segments.class_names
-    overall, by_class = weighted_answers(segments, once, rules=rules)
-    n_answers = np.bincount(rules.answers(segments.probabilities, names) - NO_ANSWER, minlength=len(names) + 1)[1:]
-    one_for_all = (DecisionRules(dict.fromkeys(names, threshold), rules.reject_class)
-                   for threshold in ANSWER_THRESHOLDS)
-    curve = [weighted_answers(segments, once, rules=uniform)[0] for uniform in one_for_all]
+    names, is_reject = segments.class_names, reject_classes(segments, rules)
+    counts = answer_counts(segments, rules, groups=Groups.one(len(segments.labels)))
+    overall, by_class = counts.selective(is_reject=is_reject)
+    curve = _answer_curve(segments, rules.reject_class)
     return {"reject_class": rules.reject_class, **{name: _plain(value[0]) for name, value in overall.items()},
-            "n_answered": int(n_answers.sum()), "n_unknown": int(_is_unknown(segments, rules).sum()),
-            "per_class": [{"class_name": name, "threshold": rules.thresholds[name], "n_answered": int(n_answers[k]),
+            "n_answered": int(counts.predicted.sum()), "n_unknown": int(counts.support[is_reject].sum()),
+            "per_class": [{"class_name": name, "threshold": rules.thresholds[name],
+                           "n_answered": int(counts.predicted[k, 0]),
                            **{score: _plain(values[k, 0]) for score, values in by_class.items()}}
-                          for k, name in enumerate(names) if name != rules.reject_class],
+                          for k, name in enumerate(names) if not is_reject[k]],
             "curve": {"threshold": list(ANSWER_THRESHOLDS),
-                      **{name: [_plain(scores[name][0]) for scores in curve] for name in ("share", "precision")}}}
+                      **{name: [_plain(value) for value in curve[name]] for name in ("share", "precision")}}}
 
 
-def weighted_answers(segments: ScoredSegments, weights: np.ndarray, *, rules: DecisionRules) -> tuple[Scores, Scores]:
-    """Score what a model answers, once per column of weights; arguments and shapes as in ``weighted_scores``.
-
-    Returns
-    -------
-    overall, by_class : dict of str to np.ndarray, float64
-        The scores of ``answered_scores``, NaN where undefined; the classes are all, the reject class too.
-    """
-    answers, n_rows = rules.answers(segments.probabilities, segments.class_names), weights.sum(axis=0)
-    answered, right, unknown = answers != NO_ANSWER, answers == segments.labels, _is_unknown(segments, rules)
-    of_class = np.arange(len(segments.class_names))[:, None]
-    hits = ((answers == of_class) & right) @ weights
-    return ({"share": answered @ weights / n_rows,
-             "precision": _ratio(right @ weights, answered @ weights, empty=np.nan),
-             "unknown_rejected": _ratio((unknown & ~answered) @ weights, unknown @ weights, empty=np.nan)},
-            {"precision": _ratio(hits, (answers == of_class) @ weights, empty=np.nan),
-             "recall": _ratio(hits, (segments.labels == of_class) @ weights, empty=np.nan)})
+def answer_counts(segments: ScoredSegments, rules: DecisionRules, *, groups: Groups) -> Counts:
+    """Count what a model answers under its rules."""
+    answers = rules.answers(segments.probabilities, segments.class_names)
+    return Counts.of(segments.labels, answers, n_classes=len(segments.class_names), groups=groups)
 
 
-def _is_unknown(segments: ScoredSegments, rules: DecisionRules) -> np.ndarray:
-    return np.array([name == rules.reject_class for name in segments.class_names])[segments.labels]
+def reject_classes(segments: ScoredSegments, rules: DecisionRules) -> np.ndarray:
+    """Return which classes are the reject class, bool ``(n_classes,)``: one, or none where the model has none."""
+    return np.array([name == rules.reject_class for name in segments.class_names])
+
+
+def _answer_curve(segments: ScoredSegments, reject_class: str) -> Scores:
+    """Return share and precision of the answers, one threshold for all classes."""
+    no_thresholds = DecisionRules(dict.fromkeys(segments.class_names, 0.0), reject_class)
+    answers = no_thresholds.answers(segments.probabilities, segments.class_names)
+    told = answers != NO_ANSWER
+    confidence = segments.probabilities.max(axis=1)
+    answered, right = (len(ordered) - np.searchsorted(ordered, ANSWER_THRESHOLDS) for ordered in
+                       (np.sort(confidence[told]), np.sort(confidence[answers == segments.labels])))
+    return {"share": answered / len(answers), "precision": ratio(right, answered, empty=np.nan)}
 
 
 # Everything at once
@@ -400,66 +275,54 @@ def evaluate_segments(segments: ScoredSegments) -> dict:
         Plain JSON types, None where undefined. The scalars of ``classification_scores``, ``macro_roc_auc`` and
         ``macro_average_precision`` (means over the classes where they are defined), ``log_loss`` (nats; a probability
         of 0 counts as the float64 epsilon), ``brier_score`` (squared error summed over classes: Brier 1950,
-        equation 2), ``ece`` (the error of ``reliability_curve``); ``n_segments``; ``confusion_matrix`` (list of rows);
-        and ``per_class``: ``class_name``, ``support`` (rows), ``precision``, ``recall``, ``f1``, ``roc_auc`` and
-        ``average_precision``, all None for a class without rows; the precision of a class that was never predicted
-        is 0.
+        equation 2), ``ece`` (the error of ``reliability_curve``); ``n_segments``; ``absent_classes`` (names of
+        the classes without rows); ``confusion_matrix`` (list of rows); and ``per_class``: ``class_name``, ``support``
+        (rows), ``precision``, ``recall``, ``f1``, ``roc_auc`` and ``average_precision``, all None for a class without
+        rows; the precision of a class that was never predicted is 0.
     """
-    overall, by_class = weighted_scores(segments, np.ones((len(segments.labels), 1)))
-    n_classes = len(segments.class_names)
-    confusion = confusion_matrix(segments.labels, segments.probabilities.argmax(axis=1), n_classes=n_classes)
+    counts = guess_counts(segments, groups=Groups.one(len(segments.labels)))
+    losses = Losses.of(segments.probabilities, segments.labels, groups=Groups.one(len(segments.labels)))
+    rankings = (Ranking.of(scores, segments.labels == k) for k, scores in enumerate(segments.probabilities.T))
+    areas = np.array([(ranking.roc_auc(), ranking.average_precision()) for ranking in rankings])
+    overall, by_class = all_scores(counts, losses, areas)
+    names, confusion = segments.class_names, confusion_matrix(
+        segments.labels, segments.probabilities.argmax(axis=1), n_classes=len(segments.class_names))
     return {**{name: _plain(value[0]) for name, value in overall.items()}, "n_segments": len(segments.labels),
-            "per_class": [{"class_name": class_name, "support": int(support),
+            "absent_classes": [name for name, support in zip(names, counts.support[:, 0]) if not support],
+            "per_class": [{"class_name": class_name, "support": int(counts.support[k, 0]),
                            **{name: _plain(values[k, 0]) for name, values in by_class.items()}}
-                          for k, (class_name, support) in enumerate(zip(segments.class_names, confusion.sum(axis=1)))],
+                          for k, class_name in enumerate(names)],
             "confusion_matrix": confusion.tolist()}
 
 
-def weighted_scores(segments: ScoredSegments, weights: np.ndarray) -> tuple[Scores, Scores]:
-    """Score a classifier, once per column of weights.
+def guess_counts(segments: ScoredSegments, *, groups: Groups) -> Counts:
+    """Count the top class of each row, whatever the thresholds."""
+    return Counts.of(segments.labels, segments.probabilities.argmax(axis=1), n_classes=len(segments.class_names),
+                     groups=groups)
+
+
+def all_scores(counts: Counts, losses: Losses, areas: np.ndarray) -> tuple[Scores, Scores]:
+    """Return every score of ``evaluate_segments`` from what was counted, once per group.
 
     Parameters
     ----------
-    segments : ScoredSegments
-        Probabilities and truth.
-    weights : np.ndarray, float64, shape (n, n_resamples)
-        How often each row counts, in each resample.
+    counts, losses : Counts, Losses
+        Of the same groups.
+    areas : np.ndarray, float64, shape (n_classes, 2, n_groups)
+        ROC AUC and average precision of each class.
 
     Returns
     -------
-    overall : dict of str to np.ndarray, float64, shape (n_resamples,)
-        The scalars of ``evaluate_segments``, NaN where undefined.
-    by_class : dict of str to np.ndarray, float64, shape (n_classes, n_resamples)
-        The scores of its ``per_class``, NaN where undefined.
+    overall : dict of str to np.ndarray, float64, shape (n_groups,)
+        The scalars, NaN where undefined.
+    by_class : dict of str to np.ndarray, float64, shape (n_classes, n_groups)
+        The scores of ``per_class``, NaN where undefined.
     """
-    probabilities, labels = segments.probabilities, segments.labels
-    counts, n_rows = _ClassCounts.of(segments, weights), weights.sum(axis=0)
-    rankings = (Ranking.of(scores, labels == k, weights) for k, scores in enumerate(probabilities.T))
-    areas = np.array([(ranking.roc_auc(), ranking.average_precision()) for ranking in rankings])
-    by_class = {**{name: np.where(counts.support > 0, values, np.nan) for name, values in counts.ratios().items()},
-                "roc_auc": areas[:, 0], "average_precision": areas[:, 1]}
+    by_class = {**counts.of_occurring(), "roc_auc": areas[:, 0], "average_precision": areas[:, 1]}
     overall = counts.averages()
     for name in ("roc_auc", "average_precision"):
-        overall[f"macro_{name}"] = _mean_where(by_class[name], np.isfinite(by_class[name]))
-    of_truth = probabilities[np.arange(len(labels)), labels]
-    overall["log_loss"] = -np.log(np.maximum(of_truth, np.finfo(np.float64).eps)) @ weights / n_rows
-    squares = np.square(probabilities - np.eye(probabilities.shape[1])[labels]).sum(axis=1)
-    overall["brier_score"] = squares @ weights / n_rows
-    overall["ece"] = _calibration_error(probabilities, labels, weights, n_bins=N_CALIBRATION_BINS)
-    return overall, by_class
-
-
-def _from_zero(counts: np.ndarray) -> np.ndarray:
-    return np.vstack([np.zeros_like(counts[:1]), counts])
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray, *, empty: float) -> np.ndarray:
-    out = np.full(np.broadcast_shapes(np.shape(numerator), np.shape(denominator)), empty)
-    return np.divide(numerator, denominator, out=out, where=np.asarray(denominator) != 0)
-
-
-def _mean_where(values: np.ndarray, defined: np.ndarray) -> np.ndarray:
-    return _ratio(np.where(defined, values, 0.0).sum(axis=0), defined.sum(axis=0), empty=np.nan)
+        overall[f"macro_{name}"] = mean_where(by_class[name], np.isfinite(by_class[name]))
+    return {**overall, **losses.scores()}, by_class
 
 
 def _plain(value: float) -> float | None:

@@ -52,6 +52,9 @@ _SMALL_AXES = (0.085, 0.12, 0.905, 0.86)  # left, bottom, width and height, in s
 _KEY_SCORES = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "macro_roc_auc", "macro_average_precision")
 
 
+Curve = tuple[Sequence[float | None], Sequence[float | None]]  # x and y of its points; None where undefined
+
+
 class Found(Protocol):
     """What was found in a data set: how bad it is, and of what kind."""
 
@@ -327,10 +330,37 @@ def plot_learning_curve(path: str | os.PathLike, scores: pd.DataFrame, *, score_
         figure.legend(loc="outside right upper", fontsize=9)
 
 
-def _told(shares: Sequence[float], precisions: Sequence[float | None]) -> tuple[list[float], list[float]]:
-    """Return the points whose precision is defined."""
-    points = [(share, precision) for share, precision in zip(shares, precisions) if precision is not None]
-    return [share for share, _ in points], [precision for _, precision in points]
+def plot_detection_curves(path: str | os.PathLike, *, by_confidence: Mapping[str, Curve],
+                          by_overlap: Mapping[str, Curve]) -> None:
+    """Draw how good detections are: precision against recall over thresholds, and F1 over the overlap asked for.
+
+    Parameters
+    ----------
+    path : path-like
+        PNG to write.
+    by_confidence : mapping of str to (recalls, precisions)
+        By what they are of: classes, or all of them; 0..1, None where undefined.
+    by_overlap : mapping of str to (intersections over union, F1)
+        In the same way.
+    """
+    panels = (("Precision and recall over thresholds", "recall", "precision", by_confidence),
+              ("F1 by how closely a detection must lie", "intersection over union asked for", "F1", by_overlap))
+    with _picture(path, width=13, height=5) as figure:
+        for ax, (title, x_label, y_label, curves) in zip(figure.subplots(1, 2), panels):
+            for k, (name, (x, y)) in enumerate(curves.items()):
+                ax.plot(*_told(x, y), color=_COLOURS[k % len(_COLOURS)], marker=".",
+                        linestyle=_LINE_STYLES[k // len(_COLOURS) % 4], label=_label(name))
+            ax.set(title=title, xlabel=x_label, ylabel=y_label, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+            ax.grid(True)
+        # the classes are those of both
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper", fontsize=9,
+                      ncols=math.ceil(len(by_overlap) / _LEGEND_ROWS) or 1)
+
+
+def _told(x: Sequence[float | None], y: Sequence[float | None]) -> tuple[list[float], list[float]]:
+    """Return the points that are defined."""
+    points = [(one, other) for one, other in zip(x, y) if one is not None and other is not None]
+    return [one for one, _ in points], [other for _, other in points]
 
 
 @contextlib.contextmanager

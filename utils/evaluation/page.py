@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from utils.evaluation.comparison import NO_DIFFERENCE, WORSE, Comparison
+from utils.evaluation.comparison import BETTER, TOO_FEW, WORSE, Comparison
 from utils.evaluation.results import Evaluation, ModelEvaluation
 from utils.metrics import SCORE_TITLES, Interval
 from utils.pages import Markup, document, element, escaped, figure, number_text, table
@@ -77,8 +77,10 @@ def _comparison_sentences(models: Sequence[ModelEvaluation], comparison: Compari
         first, second, alone = second, first, alone[::-1]  # the better model is named first
         difference, interval = -difference, (-interval[1], -interval[0])
     scores = [number_text(model.metrics[metric]) for model in (first, second)]
-    if comparison.verdict == NO_DIFFERENCE:
+    if comparison.verdict not in (BETTER, WORSE):
         headline = f"No significant difference between {first.name} and {second.name}."
+        if comparison.verdict == TOO_FEW:
+            headline = f"Too few recordings to tell {first.name} and {second.name} apart."
         told = f"The {title} of {first.name} is {scores[0]}, that of {second.name} {scores[1]}"
     else:
         headline = f"{first.name} is better than {second.name}."
@@ -86,6 +88,7 @@ def _comparison_sentences(models: Sequence[ModelEvaluation], comparison: Compari
     chance = _chance(interval, comparison.confidence)
     return [headline,
             f"{told}: a difference of {number_text(difference, sign='+')} ({chance}).",
+            comparison.reason[:1].upper() + comparison.reason[1:] + ".",
             f"{first.name} alone is right on {alone[0]} segments, {second.name} alone on {alone[1]}"
             f" (McNemar's exact test, which takes segments as independent: p = {mcnemar.p:.3g})."]
 

@@ -1,8 +1,8 @@
 """What an evaluation finds, as ``metrics.json`` holds it."""
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from models.description import ModelDescription
 from utils.evaluation.comparison import Comparison
@@ -22,12 +22,17 @@ class Latency:
         Of ``n_runs`` passes of one window.
     clips_per_second : float
         In passes of ``batch_size`` windows.
+    batch_median_ms, batch_p95_ms : float or None
+        Of passes of ``batch_size`` windows.
     batch_size, n_runs : int
         See above.
     device : str
         Library and device, such as ``torch-cpu``.
     torch_threads : int
         Processor threads a pass may use.
+    peak_megabytes : float or None
+        Most memory of a process that loads the network and scores a batch, libraries included; None where it was not
+        measured.
     """
 
     median_ms: float
@@ -37,6 +42,9 @@ class Latency:
     n_runs: int
     device: str
     torch_threads: int
+    batch_median_ms: float | None = None
+    batch_p95_ms: float | None = None
+    peak_megabytes: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +67,12 @@ class ModelEvaluation(ModelScores):
         Test recordings that it learnt from; None when its file does not tell.
     recordings_heard_before : int
         Test recordings that the network it began with has heard, without their labels.
+    other_latencies : sequence of Latency
+        In other libraries.
+    n_multiply_adds : int or None
+        Of one window; None where they cannot be counted.
+    before_calibration : mapping
+        ``ece``, ``brier_score`` and ``log_loss`` of its probabilities as they were before calibration.
     """
 
     segments: ScoredSegments
@@ -67,6 +81,9 @@ class ModelEvaluation(ModelScores):
     latency: Latency
     recordings_seen_in_training: int | None
     recordings_heard_before: int = 0
+    other_latencies: Sequence[Latency] = ()
+    n_multiply_adds: int | None = None
+    before_calibration: Mapping[str, float | None] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
         """Return the model's part of ``metrics.json``."""
@@ -74,6 +91,8 @@ class ModelEvaluation(ModelScores):
                 "file_megabytes": self.file_megabytes, "n_parameters": self.description.n_parameters,
                 "metrics": self.metrics, "intervals": self.intervals, "class_intervals": self.class_intervals,
                 "answered": self.answered, "latency": dataclasses.asdict(self.latency),
+                "other_latencies": [dataclasses.asdict(latency) for latency in self.other_latencies],
+                "n_multiply_adds": self.n_multiply_adds, "before_calibration": dict(self.before_calibration),
                 "recordings_seen_in_training": self.recordings_seen_in_training,
                 "recordings_heard_before": self.recordings_heard_before}
 

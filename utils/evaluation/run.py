@@ -5,7 +5,6 @@ otherwise the audio itself.
 """
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,8 +17,10 @@ from models.description import ModelDescription
 from models.errors import CheckpointError, ConfigError, ManifestError
 from utils import reports
 from utils.evaluation.comparison import paired_comparison
+from utils.evaluation.cost import count_multiply_adds, measure_latency
 from utils.evaluation.intervals import Bootstrap, answered_intervals, score_intervals
 from utils.evaluation.page import write_evaluation_page
+from utils.evaluation.peak import measure_peak
 from utils.evaluation.results import Evaluation, Latency, ModelEvaluation
 from utils.metrics import ScoredSegments, answered_scores, evaluate_segments
 from utils.prediction.predictor import EfficientNetPredictor
@@ -33,7 +34,6 @@ from utils.storage.tables import write_table
 
 logger = logging.getLogger(__name__)
 
-_WARM_UP_RUNS = 5
 _BYTES_PER_MEGABYTE = 1e6
 _PICTURES_OF_A_MODEL = ("confusion_matrix", "roc_curves", "precision_recall_curves", "reliability")
 
@@ -58,6 +58,10 @@ class EvaluationSettings:
         Timed runs after the warm-up.
     seed : int
         Of the resamples.
+    other_backends : sequence of str
+        Libraries that a checkpoint is timed in beside its own.
+    measures_memory : bool
+        Whether to load each model in a process of its own to see how much memory that takes.
     """
 
     output_dir: Path
@@ -67,6 +71,8 @@ class EvaluationSettings:
     n_workers: int
     latency_runs: int
     seed: int
+    other_backends: Sequence[str] = ()
+    measures_memory: bool = False
 
 
 def evaluate_models(predictors: Mapping[str, tuple[Path, EfficientNetPredictor]], manifest: Manifest,
@@ -139,8 +145,11 @@ def _evaluate_model(name: str, path: Path, predictor: EfficientNetPredictor, tes
     logger.info("scoring %s on %d segments of %d recordings", name, bootstrap.n_segments, bootstrap.n_recordings)
     probabilities = model_probabilities(predictor, test.manifest, test.rows, audio_dir=settings.audio_dir,
                                         n_workers=settings.n_workers)
+    own_order = np.argsort(_class_order(predictor, test.manifest))
+    undone = predictor.model.calibration.undone(probabilities[:, own_order])
     segments = ScoredSegments(probabilities, test.labels, test.manifest.classes.names)
     intervals, class_intervals = score_intervals(segments, bootstrap)
+    raw = ScoredSegments(undone[:, _class_order(predictor, test.manifest)], test.labels, segments.class_names)
     rules = predictor.model.rules
     sure, sure_of_class = answered_intervals(segments, rules, bootstrap)
     return ModelEvaluation(
@@ -148,9 +157,22 @@ def _evaluate_model(name: str, path: Path, predictor: EfficientNetPredictor, tes
         class_intervals=class_intervals, description=predictor.model,
         answered={**answered_scores(segments, rules), "intervals": sure, "class_intervals": sure_of_class},
         file_megabytes=round(path.stat().st_size / _BYTES_PER_MEGABYTE, 2),
-        latency=measure_latency(predictor, n_runs=settings.latency_runs),
+        latency=_timed(path, predictor, settings),
+        other_latencies=[_timed(path, EfficientNetPredictor(path, device="cpu", backend=backend,
+                                                            class_names=predictor.model.classes.names), settings)
+                         for backend in settings.other_backends if path.suffix.lower() != ".onnx"],
+        n_multiply_adds=count_multiply_adds(path, predictor),
+        before_calibration={score: evaluate_segments(raw)[score] for score in ("ece", "brier_score", "log_loss")},
         recordings_seen_in_training=_count_seen(predictor.model, test),
         recordings_heard_before=_count_heard(predictor.model, test))
+
+
+def _timed(path: Path, predictor: EfficientNetPredictor, settings: EvaluationSettings) -> Latency:
+    library, device, *_ = predictor.backend.name.split("-")
+    peak = None
+    if settings.measures_memory and device == "cpu":
+        peak = measure_peak(path, backend=library, class_names=predictor.model.classes.names)
+    return measure_latency(predictor, n_runs=settings.latency_runs, peak_megabytes=peak)
 
 
 def model_probabilities(predictor: EfficientNetPredictor, manifest: Manifest, rows: np.ndarray, *,
@@ -165,28 +187,6 @@ def model_probabilities(predictor: EfficientNetPredictor, manifest: Manifest, ro
     else:
         probabilities = _from_audio(predictor, manifest, rows, audio_dir)
     return probabilities[:, order]
-
-
-def measure_latency(predictor: EfficientNetPredictor, *, n_runs: int) -> Latency:
-    """Time the network on one window and on full batches, after a warm-up, waiting for the device."""
-    frontend = predictor.model.frontend
-    rng = np.random.default_rng(0)
-    batch = rng.normal(-40.0, 10.0, (predictor.batch_size, frontend.n_mels, frontend.n_frames)).astype(np.float32)
-
-    def seconds(log_mels: np.ndarray) -> float:
-        started = time.perf_counter()
-        predictor.probabilities(log_mels)
-        return time.perf_counter() - started
-
-    for _ in range(_WARM_UP_RUNS):
-        seconds(batch[:1])
-    single_ms = [1000 * seconds(batch[:1]) for _ in range(n_runs)]
-    seconds(batch)
-    n_batch_runs = max(1, n_runs // 10)
-    batch_seconds = float(np.median([seconds(batch) for _ in range(n_batch_runs)]))
-    return Latency(median_ms=float(np.median(single_ms)), p95_ms=float(np.percentile(single_ms, 95)),
-                   clips_per_second=len(batch) / batch_seconds, batch_size=len(batch), n_runs=n_runs,
-                   device=predictor.backend.name, torch_threads=predictor.backend.n_threads)
 
 
 def _class_order(predictor: EfficientNetPredictor, manifest: Manifest) -> list[int]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from models.errors import NightScanError
-from utils.pages import DARK_CSS, Markup, audio_player, document, element, escaped, image, number_text, table
-from utils.preparation.audit_examples import EXAMPLE_SECONDS, read_example
+from utils.examples import EXAMPLE_SECONDS, EXAMPLES_CSS, example_figure, read_example
+from utils.pages import DARK_CSS, Markup, document, element, escaped, number_text, table
 from utils.preparation.findings import SEVERITIES, USABLE, Finding, counted, one_line, tidy_files, tidy_labels
 from utils.storage.files import write_text
 
@@ -36,10 +36,6 @@ _CSS = """
 .severity { border: 1px solid; border-radius: .3rem; padding: 0 .4rem; margin-right: .5rem; font-size: .85rem; }
 .error { color: var(--error); } .warning { color: var(--warning); } .remark { color: var(--faint); }
 summary { cursor: pointer; padding: .3rem 0; color: var(--accent); }
-.examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(17rem, 100%), 1fr)); gap: 1rem; }
-.examples figure { margin: 0; min-width: 0; } .examples img { width: 100%; border-radius: .3rem; display: block; }
-.examples figcaption { font-weight: 400; font-size: .8rem; margin: 0; overflow-wrap: anywhere; }
-audio { width: 100%; height: 2.4rem; margin-top: .3rem; display: block; }
 .words td, .words th { text-align: left; }
 .words td:last-child { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; }
 code { white-space: nowrap; font-size: .92em; }
@@ -47,7 +43,7 @@ code { white-space: nowrap; font-size: .92em; }
 .chart .told { fill: var(--accent); } .chart path { stroke: var(--text); fill: none; }
 @media screen and (prefers-color-scheme: dark) {
 :root { --accent: #58b4ec; --error: #ff8f86; --warning: #f0b64d; } }
-@media print { audio { display: none; } .finding { break-inside: avoid; } }
+@media print { .finding { break-inside: avoid; } }
 """
 
 
@@ -79,7 +75,7 @@ def write_audit_page(path: str | os.PathLike, *, findings: Sequence[Finding], fi
         element("h2", "Classes"), _class_table(tidy, regions),
         element("h2", "Findings"), *_findings_part(findings, gallery),
         element("h2", "What gives a class away"), *_confounds_part(confounds),
-        *_unusable_part(tidy)], css=DARK_CSS + _CSS))
+        *_unusable_part(tidy)], css=DARK_CSS + EXAMPLES_CSS + _CSS))
 
 
 def _summary(findings: Sequence[Finding], files: pd.DataFrame, regions: pd.DataFrame) -> Markup:
@@ -185,8 +181,7 @@ class _Gallery:
         self._n_shown += 1
         name = one_line(path)
         place = f", {example.seconds:.1f} s from {example.start_seconds:.1f} s"
-        return element("figure", image(f"Spectrogram of {name}", example.png),
-                       audio_player(f"Sound of {name}", example.mp3), element("figcaption", *title, place))
+        return example_figure(name, example, *title, place)
 
 
 def _confounds_part(confounds: pd.DataFrame) -> Iterable[Markup]:

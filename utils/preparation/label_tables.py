@@ -11,8 +11,8 @@ import pandas as pd
 from models.efficientnet_config import BACKGROUND_CLASS
 from models.errors import ManifestError
 from utils.audio.annotations import decided_label, end_in_file, is_decisions
+from utils.audio.matching import RecordingIndex
 from utils.preparation.grouping import group_ids
-from utils.preparation.matching import RecordingIndex
 from utils.preparation.regions import Region, Source, unique_regions
 from utils.storage.names import distinct_clip_ids
 from utils.storage.tables import read_table
@@ -146,7 +146,7 @@ def _class_columns(table: pd.DataFrame, taken: Iterable[str]) -> list[str]:
 
 
 def _locate(entries: Sequence[str], input_dir: Path, labels_csv: Path) -> list[str]:
-    matches = RecordingIndex(input_dir).locate(entries)
+    matches = RecordingIndex.below(input_dir).locate(entries)
     for line, entry in enumerate(entries, start=_FIRST_LINE):
         if matches[entry].problem:
             raise ManifestError(f"{labels_csv} line {line}: {matches[entry].problem}")

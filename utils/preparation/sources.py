@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from models.errors import AudioError, ConfigError, ManifestError
+from utils.audio.matching import find_texts
 from utils.preparation.annotated import sources_from_annotations
 from utils.preparation.grouping import GROUPINGS, group_ids
 from utils.preparation.label_tables import TableColumns, sources_from_table
-from utils.preparation.matching import find_texts
 from utils.preparation.regions import Region, Source, unique_regions
 from utils.storage.files import read_json
 from utils.storage.names import distinct_clip_ids

@@ -1,13 +1,23 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from models.classes import DecisionRules
-from models.errors import ConfigError
+from tests.benchmarks.evaluating import covered, truth
+from tests.utils.evaluation.test_resampling import resamples
 from tests.utils.test_metrics import CLASS_NAMES, EXACT, draw
 from utils import metrics
 from utils.evaluation import intervals
-from utils.evaluation.intervals import Bootstrap, answered_intervals, score_intervals
+from utils.evaluation.intervals import answered_intervals, degrees_of_freedom, difference_interval, score_intervals
+from utils.evaluation.recordings import recording_scores
+from utils.evaluation.resampling import resampled_scores
 from utils.metrics import ScoredSegments
+
+ROUNDING = 1e-9  # sums in another order, through a ratio of variances
+LEAST_COVERAGE = 0.93  # of 95 % intervals
+MOST_COVERAGE = 0.98 + 0.009  # with many recordings; two standard errors of 1000 simulations
+PROMISED = ("accuracy", "macro_f1", "ece", *(f"{score} of class_{k}" for score in ("recall", "precision")
+                                             for k in range(6)))
 
 
 @pytest.fixture
@@ -15,41 +25,20 @@ def rng():
     return np.random.default_rng(7)
 
 
-def resamples(recording_ids, **changes):
-    return Bootstrap(recording_ids=recording_ids, **{"n_bootstrap": 300, "confidence": 0.95, "seed": 0, **changes})
+def intervals_of(probabilities, labels, recording_ids, **changes):
+    return score_intervals(ScoredSegments(probabilities, labels, CLASS_NAMES), resamples(recording_ids, **changes))
 
 
-def overall_intervals(probabilities, labels, recording_ids, **changes):
-    segments = ScoredSegments(probabilities, labels, CLASS_NAMES)
-    return score_intervals(segments, resamples(recording_ids, **changes))[0]
-
-
-def test_bootstrap_scores_equal_evaluate_on_the_rows_drawn(rng):
-    probabilities, labels = draw(rng, n=40, absent=(3,))
-    recording_ids = np.repeat(np.arange(10), 4)
-    drawn = np.random.default_rng(3).multinomial(10, np.full(10, 0.1), size=1)[0]
-    rows = np.repeat(np.arange(40), drawn[recording_ids])
-    expected = metrics.evaluate(probabilities[rows], labels[rows], class_names=CLASS_NAMES)
-    overall, by_class = score_intervals(ScoredSegments(probabilities, labels, CLASS_NAMES),
-                                        resamples(recording_ids, seed=3, n_bootstrap=1))
-    for name, (low, high) in overall.items():
-        assert low == high == pytest.approx(expected[name], abs=EXACT), name
-    assert [row.pop("class_name") for row in by_class] == list(CLASS_NAMES)
-    for row, found in zip(expected["per_class"], by_class):
-        for score, interval in found.items():
-            assert interval == (None if row[score] is None else pytest.approx([row[score]] * 2, abs=EXACT)), score
-
-
-def test_bootstrap_covers_every_score_of_evaluate(rng):
+def test_every_score_of_evaluate_has_an_interval_around_it(rng):
     probabilities, labels = draw(rng)
     scores = metrics.evaluate(probabilities, labels, class_names=CLASS_NAMES)
-    overall, by_class = score_intervals(ScoredSegments(probabilities, labels, CLASS_NAMES),
-                                        resamples(np.arange(len(labels))))
-    assert set(overall) == set(scores) - {"n_segments", "per_class", "confusion_matrix"}
-    for name in ("accuracy", "macro_f1", "macro_roc_auc", "log_loss"):
-        assert overall[name][0] < scores[name] < overall[name][1]
+    overall, by_class = intervals_of(probabilities, labels, np.arange(len(labels)))
+    assert set(overall) == set(scores) - {"n_segments", "per_class", "confusion_matrix", "absent_classes"}
+    for name, (low, high) in overall.items():
+        assert low < scores[name] < high, name
     for row, found in zip(scores["per_class"], by_class):
-        assert set(found) == set(row) - {"support"}
+        assert set(found) == set(row) - {"support"} | {"reason"}
+        assert found["class_name"] == row["class_name"] and found["reason"] is None
         assert found["f1"][0] < row["f1"] < found["f1"][1]
 
 
@@ -65,63 +54,168 @@ def test_answers_have_intervals_and_all_classes_but_the_reject_class(rng):
         assert of_class["precision"][0] < row["precision"] < of_class["precision"][1]
 
 
-def test_bootstrap_draws_recordings_so_copies_of_a_row_add_no_certainty(rng):
+def test_recordings_have_intervals_too(rng):
+    probabilities, labels = draw(rng)
+    ids = np.arange(len(labels)) // 3
+    recordings = recording_scores(ScoredSegments(probabilities, labels, CLASS_NAMES), ids)
+    low, high = score_intervals(recordings, resamples(ids).of_recordings())[0]["accuracy"]
+    assert low < metrics.evaluate_segments(recordings)["accuracy"] < high
+
+
+def test_copies_of_a_row_add_no_certainty(rng):
     probabilities, labels = draw(rng, n=30)
     recording_ids = [f"recording {k:02d}" for k in range(30)]
-    once = overall_intervals(probabilities, labels, recording_ids)
-    copied = overall_intervals(probabilities.repeat(10, axis=0), labels.repeat(10), np.repeat(recording_ids, 10))
+    once, _ = intervals_of(probabilities, labels, recording_ids)
+    copied, _ = intervals_of(probabilities.repeat(10, axis=0), labels.repeat(10), np.repeat(recording_ids, 10))
     for name, interval in once.items():
-        assert copied[name] == pytest.approx(interval, abs=EXACT), name
+        assert copied[name] == pytest.approx(interval, abs=ROUNDING), name
 
 
-def test_bootstrap_does_not_depend_on_how_many_resamples_are_held_at_once(rng, monkeypatch):
+def test_the_order_of_rows_does_not_matter(rng):
     probabilities, labels = draw(rng)
-    whole = overall_intervals(probabilities, labels, labels)
-    monkeypatch.setattr(intervals, "RESAMPLED_CELLS", 7 * len(labels))
-    parts = overall_intervals(probabilities, labels, labels)
-    for name, interval in whole.items():
-        assert parts[name] == pytest.approx(interval, abs=EXACT), name
+    ids, order = np.arange(len(labels)) // 3, rng.permutation(len(labels))
+    first, _ = intervals_of(probabilities, labels, ids)
+    second, _ = intervals_of(probabilities[order], labels[order], ids[order])
+    for name, interval in first.items():
+        assert second[name] == pytest.approx(interval, abs=ROUNDING), name
 
 
-def test_bootstrap_of_an_always_correct_classifier_is_certain():
-    labels = np.arange(20) % 4
-    found = overall_intervals(np.eye(4)[labels], labels, np.arange(20))
-    for name in ("accuracy", "macro_f1", "macro_roc_auc", "macro_average_precision"):
-        assert found[name] == (1.0, 1.0)
-    assert found["log_loss"] == (0.0, 0.0)
-
-
-def test_bootstrap_repeats_with_the_seed_and_differs_without(rng):
+def test_an_interval_repeats_with_the_seed_and_differs_without(rng):
     probabilities, labels = draw(rng)
     recording_ids = np.arange(len(labels)) // 3
-    first = overall_intervals(probabilities, labels, recording_ids)
-    assert overall_intervals(probabilities, labels, recording_ids) == first
-    assert overall_intervals(probabilities, labels, recording_ids, seed=1) != first
+    first = intervals_of(probabilities, labels, recording_ids)
+    assert intervals_of(probabilities, labels, recording_ids) == first
+    assert intervals_of(probabilities, labels, recording_ids, seed=1) != first
 
 
 def test_a_larger_confidence_gives_a_wider_interval(rng):
     probabilities, labels = draw(rng)
-    narrow, wide = (overall_intervals(probabilities, labels, np.arange(len(labels)), confidence=confidence)["accuracy"]
+    narrow, wide = (intervals_of(probabilities, labels, np.arange(len(labels)), confidence=confidence)[0]["accuracy"]
                     for confidence in (0.5, 0.99))
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
 
 
-def test_segments_and_recordings_are_counted():
-    bootstrap = resamples(["b", "a", "b"])
-    assert (bootstrap.n_segments, bootstrap.n_recordings) == (3, 2)
+# false certainty
+
+def test_four_right_recordings_are_not_certain():
+    labels = np.arange(16) % 4
+    overall, by_class = intervals_of(np.eye(4)[labels], labels, np.arange(16))
+    for name in ("recall", "precision", "f1", "roc_auc", "average_precision"):
+        low, high = by_class[0][name]
+        assert low < 0.85 and high == 1, name
+    # a true recall of 1/4 would give four of four in less than one of 250 test sets
+    assert by_class[0]["recall"][0] > 0.25
+    assert 0.7 < overall["accuracy"][0] < 0.95 and overall["accuracy"][1] == 1
 
 
-def test_one_recording_gives_no_interval(rng):
+def test_a_class_that_is_never_recognised_keeps_the_average_low():
+    labels = np.arange(32) % 4
+    answers = np.where(labels == 3, 0, labels)
+    overall, by_class = intervals_of(np.eye(4)[answers], labels, np.arange(32))
+    assert metrics.evaluate(np.eye(4)[answers], labels, class_names=CLASS_NAMES)["macro_f1"] == pytest.approx(2 / 3)
+    assert 2 / 3 < overall["macro_f1"][1] < 0.85
+    assert by_class[3]["recall"][0] == 0 and 0.15 < by_class[3]["recall"][1] < 0.6
+
+
+def test_a_class_of_one_recording_or_none_has_no_interval_and_a_reason(rng):
+    probabilities, labels = draw(rng, absent=(3,))
+    ids = np.where(labels == 2, 0, np.arange(1, len(labels) + 1))
+    _, by_class = intervals_of(probabilities, labels, ids)
+    assert [row["reason"] for row in by_class] == [
+        None, None, "one recording cannot tell how recordings vary", "the class does not occur in the test set"]
+    for row in by_class[2:]:
+        assert {value for name, value in row.items() if name not in ("class_name", "reason")} == {None}
+
+
+def test_a_single_recording_gives_no_interval(rng):
     probabilities, labels = draw(rng)
-    assert set(overall_intervals(probabilities, labels, ["only one"] * len(labels)).values()) == {None}
+    overall, by_class = intervals_of(probabilities, labels, ["only one"] * len(labels))
+    assert set(overall.values()) == {None} and {row["f1"] for row in by_class} == {None}
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"n_bootstrap": 0}, "n_bootstrap must be at least 1, got 0"),
-    ({"confidence": 95}, "confidence must be in 0..1.*got 95"),
-    ({"recording_ids": ["a"]}, r"one entry per row \(120\), got 1"),
+# the formulas
+
+def test_the_interval_of_a_share_is_wilsons_where_the_variance_is_binomial():
+    resampled = np.array([0.8 - 0.4 / np.sqrt(50), 0.8 + 0.4 / np.sqrt(50)])  # mean 0.8, variance that of 50 trials
+    expected = stats.binomtest(40, 50).proportion_ci(0.95, method="wilson")
+    found = intervals._interval("accuracy", 0.8, resampled, float(stats.norm.ppf(0.975)))
+    assert found == pytest.approx((expected.low, expected.high), abs=EXACT)
+
+
+def test_the_interval_of_a_loss_is_symmetric_on_a_logarithmic_scale():
+    low, high = intervals._interval("log_loss", 0.5, np.array([0.4, 0.6]), 2.0)
+    assert (low, high) == pytest.approx((0.5 * np.exp(-0.4), 0.5 * np.exp(0.4)))
+
+
+def test_the_calibration_error_of_noise_alone_may_be_nothing():
+    """The error of a calibrated model is all noise; resampling adds the same again, and the mean rises by root 2."""
+    noise = 0.1 * np.sqrt(2) + np.array([-0.01, 0.01])
+    low, high = intervals._interval("ece", 0.1, noise, 2.0)
+    assert low == 0 and high == pytest.approx(0.1 * np.exp(0.2))
+    assert intervals._interval("ece", 0.1, np.array([0.09, 0.11]), 2.0)[0] == pytest.approx(0.08)
+
+
+def test_nothing_is_told_where_nothing_varies():
+    assert intervals._interval("accuracy", 0.5, np.full(10, 0.5), 2.0) is None
+    assert intervals._interval("ece", 0.0, np.array([0.0, 0.1]), 2.0) is None
+    assert intervals._interval("macro_roc_auc", 0.5, np.array([np.nan, 0.1]), 2.0) is None
+    assert difference_interval(0.1, np.array([np.nan, 0.1]), confidence=0.95, degrees_of_freedom=3) is None
+
+
+def test_the_interval_of_a_difference_uses_students_quantile():
+    found = difference_interval(0.2, np.array([0.1, 0.3]), confidence=0.95, degrees_of_freedom=3)
+    assert found == pytest.approx((0.2 - 0.1 * 3.182446, 0.2 + 0.1 * 3.182446), abs=1e-6)
+
+
+@pytest.mark.parametrize(("spreads", "n_recordings", "expected"), [
+    ([1.0, 1.0], [4, 4], 6), ([1.0, 0.0], [4, 50], 3), ([0.0, 0.0], [4, 4], 1), ([1.0, 1.0], [4, 0], 3),
+    ([1.0, np.sqrt(2)], [3, 11], 9 / (1 / 2 + 4 / 10)),
 ])
-def test_bootstrap_refuses_impossible_arguments(rng, changes, message):
-    probabilities, labels = draw(rng)
-    with pytest.raises(ConfigError, match=message):
-        overall_intervals(probabilities, labels, **{"recording_ids": labels, **changes})
+def test_degrees_of_freedom_by_hand(spreads, n_recordings, expected):
+    values = np.array(spreads)[:, None] * [-1.0, 1.0]
+    given = {"support": np.array([10.0, 10.0]), "n_recordings": np.array(n_recordings)}
+    for name in ("macro_f1", "accuracy"):
+        found = degrees_of_freedom(name, {"f1": values, "recall": values}, **given)
+        assert found == pytest.approx(expected), name
+
+
+def test_degrees_of_freedom_weigh_the_classes_by_their_support():
+    values = np.array([[-1.0, 1.0], [-1.0, 1.0]])
+    given = {"support": np.array([10.0, 20.0]), "n_recordings": np.array([4, 4])}
+    assert degrees_of_freedom("macro_recall", {"recall": values}, **given) == pytest.approx(6)
+    # the variances are 100 and 400
+    found = degrees_of_freedom("accuracy", {"recall": values}, **given)
+    assert found == pytest.approx(500 ** 2 * 3 / (100 ** 2 + 400 ** 2))
+
+
+def test_a_class_has_as_many_degrees_of_freedom_as_recordings_less_one(rng):
+    probabilities, labels = draw(rng, n=40)
+    labels = np.repeat(np.arange(4), 10)
+    bootstrap, segments = resamples(np.arange(40) // 2), ScoredSegments(probabilities, labels, CLASS_NAMES)
+    recalls = resampled_scores(segments, bootstrap)[1]["recall"][2]
+    found = score_intervals(segments, bootstrap)[1][2]["recall"]
+    value = metrics.evaluate_segments(segments)["per_class"][2]["recall"]
+    assert found == intervals._interval("recall", value, recalls, float(stats.t.ppf(0.975, 4)))
+
+
+# simulation
+
+def coverage(name, n_recordings, n_simulations):
+    found = [covered(name, n_recordings, seed) for seed in range(n_simulations)]
+    return {score: np.mean([row[score][0] for row in found if score in row]) for score in truth(name)}
+
+
+def test_a_short_simulation_covers_the_truth():
+    """Each of the scores may miss by chance; all of them together do not."""
+    shares = coverage("varied", 4, 60)
+    assert np.mean([shares[score] for score in PROMISED]) >= LEAST_COVERAGE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["varied", "easy"])
+@pytest.mark.parametrize("n_recordings", [4, 10, 50])
+def test_intervals_cover_the_truth(name, n_recordings):
+    shares = coverage(name, n_recordings, 1000)
+    assert {score: share for score, share in shares.items() if score in PROMISED and share < LEAST_COVERAGE} == {}
+    if n_recordings == 50:
+        assert max(shares[score] for score in PROMISED) <= MOST_COVERAGE

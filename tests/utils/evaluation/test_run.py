@@ -142,8 +142,8 @@ def test_the_contract_of_metrics_json(evaluated, manifest, tiny_model):
                            "recordings_heard_before"]
     assert first["sha256"] == file_sha256(tiny_model.best)
     assert content["settings"] == {"test_csv": "test.csv", "bootstrap": 50, "confidence": 0.95, "seed": 3}
-    assert set(content["comparison"]) == {"verdict", "verdict_metric", "confidence", "n_recordings", "differences",
-                                          "mcnemar"}
+    assert set(content["comparison"]) == {"verdict", "reason", "verdict_metric", "confidence", "n_recordings",
+                                          "differences", "mcnemar", "permutation"}
     assert set(content["comparison"]["differences"]["accuracy"]) == {"difference", "interval"}
 
 
@@ -182,7 +182,9 @@ def test_the_verdict_is_about_the_first_model(tiny_model, manifest, tmp_path, mo
     _, predictor = efficientnet(tiny_model)
     answers = iter([first, second])
     monkeypatch.setattr(evaluation, "model_probabilities", lambda *given, **options: np.eye(4)[said[next(answers)]])
-    found = evaluate_models(dict.fromkeys(("a", "b"), (tiny_model.best, predictor)), manifest, settings(tmp_path))
+    # they differ on four recordings, so p is 1/8
+    given = dataclasses.replace(settings(tmp_path), confidence=0.8)
+    found = evaluate_models(dict.fromkeys(("a", "b"), (tiny_model.best, predictor)), manifest, given)
     assert found.comparison.verdict == verdict
 
 

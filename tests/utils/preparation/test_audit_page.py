@@ -13,9 +13,9 @@ import soundfile
 from models.errors import AudioError, ManifestError
 from tests.utils.preparation.test_audit import file_row, label_row
 from utils.audio.recordings import RecordingReader
+from utils.examples import read_example
 from utils.preparation import audit_page
 from utils.preparation.audit import audit
-from utils.preparation.audit_examples import read_example
 from utils.preparation.audit_page import write_audit_page
 from utils.preparation.confounds import COLUMNS, measure_confounds
 from utils.preparation.findings import Finding
@@ -175,7 +175,7 @@ def test_only_the_seconds_that_are_searched_are_decoded(tmp_path, monkeypatch):
         reader.examine = lambda block: decoded.append(len(block))
         return reader
 
-    monkeypatch.setattr("utils.preparation.audit_examples.RecordingReader", counting)
+    monkeypatch.setattr("utils.examples.RecordingReader", counting)
     read_example(tmp_path, "night.wav", sample_rate=RATE, start_seconds=60.0)
     assert 30 <= sum(decoded) / RATE < 35  # a block more at most
 

@@ -362,7 +362,7 @@ def test_a_changed_front_end_is_told_as_the_reason_why_all_is_done_again(audio_d
 
 def test_what_goes_on_says_how_much_is_done(audio_dir, tmp_path, caplog):
     stop_run(audio_dir, tmp_path / "out", n_noted=5)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="utils.preparation.run"):
         run(audio_dir, tmp_path / "out")
     assert "continuing: 5 of 12 recordings are already done" in caplog.messages
 

@@ -1,4 +1,4 @@
-"""Which file below the input folder a table means, whatever machine its paths are from."""
+"""Which recording a table means, whatever machine its paths are from."""
 
 import logging
 import os
@@ -27,11 +27,11 @@ class Match:
     Parameters
     ----------
     source_path : str
-        File below the input folder. Where none is found, where it would be: below that folder all the same.
+        The recording. Where none is found, where it would be: below the folder of all recordings all the same.
     is_found : bool
-        Whether there is such a file.
+        Whether there is such a recording.
     problem : str
-        Why no file can be chosen; empty where one was, or none is there.
+        Why none can be chosen; empty where one was, or none is there.
     """
 
     source_path: str
@@ -45,20 +45,25 @@ def find_texts(input_dir: Path) -> list[str]:
 
 
 class RecordingIndex:
-    """The recordings below a folder, to be found by the paths that tables hold.
+    """Recordings, to be found by the paths that tables hold.
 
-    A path is taken as it stands where it leads to a file below the folder. Otherwise it may be from another machine
-    (POSIX or Windows), and the recording is meant whose path ends like it for the longest.
+    A path is taken as it stands where it is that of a recording, or leads to a file below the folder. Otherwise it may
+    be from another machine (POSIX or Windows), and the recording is meant whose path ends like it for the longest.
 
     Parameters
     ----------
-    input_dir : Path
-        No file outside it is ever named.
+    paths : iterable of str
+        The recordings, with forward slashes.
+    root : Path or None
+        Folder that ``paths`` are relative to, in which files that are no recordings by their names are found too; no
+        file outside it is ever named. None: ``paths`` are all there is.
+    place : str
+        Where the recordings are, for messages.
     """
 
-    def __init__(self, input_dir: Path) -> None:
-        self._root = Path(os.path.abspath(input_dir))
-        self.paths = find_texts(input_dir)
+    def __init__(self, paths: Iterable[str], *, root: Path | None = None, place: str) -> None:
+        self._root = None if root is None else Path(os.path.abspath(root))
+        self.paths, self.place = list(paths), place
         self._known = frozenset(self.paths)
         self._of_tail: dict[str, list[str]] = defaultdict(list)
         self._of_stem: dict[str, list[str]] = defaultdict(list)
@@ -66,6 +71,11 @@ class RecordingIndex:
             for tail in _tails(path.split("/")):
                 self._of_tail[tail].append(path)
             self._of_stem[posixpath.splitext(posixpath.basename(path))[0]].append(path)
+
+    @classmethod
+    def below(cls, input_dir: Path) -> "RecordingIndex":
+        """Return the index of all recordings below a folder."""
+        return cls(find_texts(input_dir), root=input_dir, place="below --input_dir")
 
     def locate(self, entries: Iterable[str]) -> dict[str, Match]:
         """Return what each entry means.
@@ -113,10 +123,12 @@ class RecordingIndex:
         return Match("/".join(parts), False, "" if parts else f"{entry!r} names no file")
 
     def _inside(self, entry: str) -> str:
-        """Return the file below the folder that an entry leads to as it stands; empty if there is none."""
+        """Return the recording that an entry is, or the file below the folder that it leads to; empty if none."""
         plain = posixpath.normpath(entry) if entry else ""
         if plain in self._known:
             return plain
+        if self._root is None:
+            return ""
         target = os.path.normpath(self._root / text_to_name(entry))
         if target.startswith(os.path.join(self._root, "")) and os.path.isfile(target):
             return name_to_text(Path(target).relative_to(self._root).as_posix())

@@ -3,14 +3,14 @@ import os
 import pytest
 
 from tests.utils.preparation.conftest import ODD_NAME, ODD_TEXT, any_bytes_are_names
-from utils.preparation.matching import Match, RecordingIndex
+from utils.audio.matching import Match, RecordingIndex
 
 
 def index(folder, *names):
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    return RecordingIndex(folder)
+    return RecordingIndex.below(folder)
 
 
 def located(index, *entries):
@@ -111,3 +111,12 @@ def test_a_recording_in_the_same_folder_counts_before_one_that_only_ends_like_it
 def test_a_table_that_may_be_about_several_recordings_names_them(tmp_path):
     match = index(tmp_path, "a/one.wav", "b/one.wav").of_table("", "one")
     assert match.problem == "'one' may be any of 2 recordings (a/one.wav, b/one.wav): give more of its path"
+
+
+def test_paths_alone_are_found_without_looking_at_the_disk(tmp_path, monkeypatch):
+    (tmp_path / "here.wav").touch()
+    monkeypatch.chdir(tmp_path)
+    found = RecordingIndex(["/disk/a/one.wav", "../b/one.wav", "two.wav"], place="among them")
+    assert located(found, "a/one.wav", "../b/one.wav", "x/two.wav", "here.wav") == [
+        "/disk/a/one.wav", "../b/one.wav", "two.wav", None]
+    assert found.of_table("a", "one") == Match("/disk/a/one.wav", True)
