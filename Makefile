@@ -60,6 +60,7 @@ test: lint
 bench: $(VENV)/installed-dev
 	$(RUN) -m tests.benchmarks.run
 	$(RUN) -m tests.benchmarks.field
+	$(RUN) -m tests.benchmarks.preparing
 
 clean:
 	rm -rf $(VENV) demo

@@ -99,6 +99,12 @@ def _band_edges(config: FrontendConfig) -> np.ndarray:
     return to_hertz(np.linspace(low, high, config.n_mels + 2))
 
 
+def hertz_to_mel(hertz: float, *, mel_scale: str) -> float:
+    """Return the mel of a frequency, 0 Hz or more, on the scale ``slaney`` or ``htk``; see ``mel_filters``."""
+    to_mel = _hertz_to_mel_htk if mel_scale == "htk" else _hertz_to_mel_slaney
+    return float(to_mel(np.array([hertz]))[0])
+
+
 _LINEAR_HERTZ = 200.0 / 3  # a mel below the break
 _BREAK_HERTZ = 1000.0
 _BREAK_MEL = _BREAK_HERTZ / _LINEAR_HERTZ

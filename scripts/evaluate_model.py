@@ -15,7 +15,9 @@ from utils.running import cli
 def build_parser() -> cli.CommandParser:
     """Return the parser of this command."""
     parser = cli.CommandParser(__doc__)
-    parser.add_argument("--test_csv", type=Path, required=True, help="test manifest from preprocessing")
+    parser.add_argument("--test_csv", type=Path, help="test manifest from preprocessing")
+    parser.add_argument("--predictions", type=Path, help="what predict wrote, to be compared with --annotations instead")
+    parser.add_argument("--annotations", type=Path, help="folder of Raven, Audacity or BirdNET tables, or one of them")
     parser.add_argument("--output_dir", type=Path, required=True, help="where report.html and the rest go")
     parser.add_argument("--efficientnet_model", type=Path, help="efficientnet_best.pth")
     parser.add_argument("--resnet18_model", type=Path, help="resnet18_best.pth, or NightScan 1's state dict")
@@ -38,6 +40,10 @@ def build_parser() -> cli.CommandParser:
 
 def run(flags: argparse.Namespace) -> int:
     """Load the models, evaluate them, say what came out."""
+    if flags.predictions or flags.annotations:
+        return run_detections(flags)
+    if flags.test_csv is None:
+        raise ConfigError("give --test_csv and a model, or --predictions and --annotations")
     given = {"EfficientNet": flags.efficientnet_model, "ResNet18": flags.resnet18_model}
     models = {name: path for name, path in given.items() if path is not None} | named_models(flags.models)
     if not models:
@@ -66,8 +72,27 @@ def run(flags: argparse.Namespace) -> int:
     for model in evaluation.models:
         print(f"{model.name} ({model.description.model_name}): accuracy {model.metrics['accuracy']:.3f}, macro F1"
               f" {model.metrics['macro_f1']:.3f}, {model.latency.median_ms:.1f} ms a window")
+    first, *others = evaluation.models
     if evaluation.comparison:
-        print(f"EfficientNet against ResNet18: {evaluation.comparison.verdict}")
+        print(f"{first.name} against {others[0].name}: {evaluation.comparison.verdict}")
+    for name, comparison in evaluation.others.items():
+        print(f"{first.name} against {name}: {comparison.verdict}")
+    print(f"report: {flags.output_dir / 'report.html'}")
+    return cli.EXIT_DONE
+
+
+def run_detections(flags: argparse.Namespace) -> int:
+    """Compare what prediction found with what people marked."""
+    if not (flags.predictions and flags.annotations):
+        raise ConfigError("--predictions and --annotations need each other")
+    # late: these bring pandas, which --help should not wait for
+    with cli.quick_imports():
+        from utils.evaluation.detections import DetectionSettings, evaluate_detections
+        from utils.evaluation.detections_page import write_detection_report
+
+    settings = DetectionSettings(n_bootstrap=flags.bootstrap, confidence=flags.confidence, seed=flags.seed)
+    evaluation = evaluate_detections(flags.predictions, flags.annotations, settings)
+    write_detection_report(flags.output_dir, evaluation)
     print(f"report: {flags.output_dir / 'report.html'}")
     return cli.EXIT_DONE
 

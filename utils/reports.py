@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import librosa
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -24,6 +23,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
+from models.audio_frontend import hertz_to_mel
 from models.efficientnet_config import FrontendConfig
 from utils.metrics import SCORE_TITLES, Interval, ModelScores, Ranking, reliability_curve
 from utils.pages import number_text
@@ -454,7 +454,7 @@ def _mel_ticks(frontend: FrontendConfig, *,
 
 
 def _mel(hertz: float, frontend: FrontendConfig) -> float:
-    return float(librosa.hz_to_mel(hertz, htk=frontend.mel_scale == "htk"))
+    return hertz_to_mel(hertz, mel_scale=frontend.mel_scale)
 
 
 @dataclass(frozen=True, kw_only=True)

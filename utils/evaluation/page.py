@@ -5,9 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from utils.evaluation.comparison import BETTER, TOO_FEW, WORSE, Comparison
+from utils.evaluation.failure_examples import FailureExample
+from utils.evaluation.failures_page import FAILURES_CSS, failures_part, slices_part
 from utils.evaluation.results import Evaluation, ModelEvaluation
 from utils.metrics import SCORE_TITLES, Interval
-from utils.pages import Markup, document, element, escaped, figure, number_text, table
+from utils.pages import DARK_CSS, Markup, document, element, escaped, figure, number_text, table
 from utils.storage.files import write_text
 
 _CLASS_SCORES = {"precision": "Precision", "recall": "Recall", "f1": "F1", "roc_auc": "ROC AUC",
@@ -22,15 +24,15 @@ _UNDEFINED_NOTE = ("A dash stands where a value is undefined, such as the ROC AU
                    " averages count the classes that occur in the test set. With one label per segment, micro averages"
                    " equal the accuracy and balanced accuracy equals macro recall.")
 _CSS = """
-.verdict { border-left: .3rem solid #0072b2; background: #f3f6f9; padding: .75rem 1.25rem; }
+.verdict { border-left: .3rem solid #0072b2; background: var(--raised); padding: .75rem 1.25rem; }
 .verdict p { margin: .4rem 0; } .verdict p:first-child { font-size: 1.15rem; }
-.interval { display: block; color: #4a4a4a; font-size: .8rem; white-space: nowrap; }
+.interval { display: block; color: var(--faint); font-size: .8rem; white-space: nowrap; }
 @media print { .verdict { break-inside: avoid; } }
 """
 
 
-def write_evaluation_page(path: str | os.PathLike, evaluation: Evaluation, *,
-                          pictures: Iterable[tuple[str, Path]]) -> None:
+def write_evaluation_page(path: str | os.PathLike, evaluation: Evaluation, *, pictures: Iterable[tuple[str, Path]],
+                          examples: Mapping[str, Sequence[FailureExample]] | None = None) -> None:
     """Write the evaluation as one self-contained HTML page: no script, no network, pictures inside.
 
     Parameters
@@ -41,22 +43,30 @@ def write_evaluation_page(path: str | os.PathLike, evaluation: Evaluation, *,
         What was found.
     pictures : iterable of (str, Path)
         Title and PNG of each picture, in order.
+    examples : mapping of str to sequence of FailureExample, optional
+        What can be seen and heard of each model's failures, by its name.
     """
     write_text(path, document("NightScan evaluation", [
         *_verdict_part(evaluation),
         element("h2", "Scores"), _scores_table(evaluation.models, evaluation.comparison),
         element("h2", "Classes"), *map(_class_table, evaluation.models), element("p", _UNDEFINED_NOTE, kind="note"),
         element("h2", "What is answered"), *_answered_part(evaluation.models),
+        element("h2", "Whole recordings, and calibration"), _recordings_table(evaluation.models),
         element("h2", "Size and speed"), _speed_table(evaluation.models),
         element("h2", "Pictures"), *(figure(title, picture) for title, picture in pictures),
+        element("h2", "Where they fail"), *_failures_parts(evaluation, examples or {}),
         element("h2", "Settings"), table(["Setting", "Value"], _settings(evaluation).items(), kind="settings")],
-        css=_CSS))
+        css=DARK_CSS + _CSS + FAILURES_CSS))
 
 
 def _verdict_part(evaluation: Evaluation) -> list[Markup]:
     bootstrap = evaluation.bootstrap
     if evaluation.comparison:
         sentences = _comparison_sentences(evaluation.models, evaluation.comparison)
+    elif evaluation.others:
+        first = evaluation.models[0]
+        sentences = [sentence for model in evaluation.models[1:]
+                     for sentence in _comparison_sentences([first, model], evaluation.others[model.name])[:3]]
     else:
         sentences = [f"{model.name} reaches a macro F1 of"
                      f" {_interval_text(model.metrics['macro_f1'], model.intervals['macro_f1'])}."
@@ -140,17 +150,33 @@ def _answered_class_table(model: ModelEvaluation) -> Markup:
                  caption=f"{model.name}, by its thresholds")
 
 
+def _recordings_table(models: Sequence[ModelEvaluation]) -> Markup:
+    rows = [[f"{title} of whole recordings", *(number_text(model.recording_metrics.get(score)) for model in models)]
+            for score, title in (("accuracy", "Accuracy"), ("macro_f1", "Macro F1"))]
+    rows += [[f"{SCORE_TITLES[score]}, before calibration",
+              *(number_text(model.before_calibration.get(score)) for model in models)]
+             for score in ("ece", "brier_score", "log_loss")]
+    return table(["A recording is its segments' mean probability", *(model.name for model in models)], rows)
+
+
+def _failures_parts(evaluation: Evaluation, examples: Mapping[str, Sequence[FailureExample]]) -> list[Markup]:
+    parts = [failures_part(model.name, model.failures, examples.get(model.name, ()))
+             for model in evaluation.models if model.failures]
+    return [*parts, slices_part(evaluation.slices, confidence=evaluation.bootstrap.confidence)]
+
+
 def _speed_table(models: Sequence[ModelEvaluation]) -> Markup:
     rows = []
     for model in models:
-        latency = model.latency
-        rows.append([model.name, model.description.model_name,
-                     number_text(model.description.n_parameters, decimals=0),
-                     *(number_text(value, decimals=1) for value in (model.file_megabytes, latency.median_ms,
-                                                                    latency.p95_ms, latency.clips_per_second)),
-                     latency.batch_size, latency.device])
-    return table(["Model", "Network", "Parameters", "File (MB)", "Median (ms)", "95th percentile (ms)",
-                  "Clips per second", "Batch size", "Device"], rows)
+        millions = None if model.n_multiply_adds is None else model.n_multiply_adds / 1e6
+        for latency in (model.latency, *model.other_latencies):
+            rows.append([model.name, model.description.model_name,
+                         number_text(model.description.n_parameters, decimals=0), number_text(millions, decimals=0),
+                         *(number_text(value, decimals=1) for value in (model.file_megabytes, latency.median_ms,
+                                                                        latency.p95_ms, latency.clips_per_second)),
+                         latency.batch_size, number_text(latency.peak_megabytes, decimals=0), latency.device])
+    return table(["Model", "Network", "Parameters", "Multiply-adds (millions)", "File (MB)", "Median (ms)",
+                  "95th percentile (ms)", "Clips per second", "Batch size", "Memory (MB)", "Device"], rows)
 
 
 def _settings(evaluation: Evaluation) -> Mapping[str, object]:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 from models.description import ModelDescription
 from utils.evaluation.comparison import Comparison
+from utils.evaluation.failures import Failures
 from utils.evaluation.intervals import Bootstrap
+from utils.evaluation.slices import PropertySlices
 from utils.metrics import ModelScores, ScoredSegments
 
 FORMAT_VERSION = 1
@@ -73,6 +75,10 @@ class ModelEvaluation(ModelScores):
         Of one window; None where they cannot be counted.
     before_calibration : mapping
         ``ece``, ``brier_score`` and ``log_loss`` of its probabilities as they were before calibration.
+    recording_metrics : mapping
+        Of ``evaluate``, with a row for each recording: the mean probability over its segments.
+    failures : Failures or None
+        Where it is wrong.
     """
 
     segments: ScoredSegments
@@ -84,6 +90,8 @@ class ModelEvaluation(ModelScores):
     other_latencies: Sequence[Latency] = ()
     n_multiply_adds: int | None = None
     before_calibration: Mapping[str, float | None] = field(default_factory=dict)
+    recording_metrics: Mapping = field(default_factory=dict)
+    failures: Failures | None = None
 
     def to_dict(self) -> dict:
         """Return the model's part of ``metrics.json``."""
@@ -93,6 +101,8 @@ class ModelEvaluation(ModelScores):
                 "answered": self.answered, "latency": dataclasses.asdict(self.latency),
                 "other_latencies": [dataclasses.asdict(latency) for latency in self.other_latencies],
                 "n_multiply_adds": self.n_multiply_adds, "before_calibration": dict(self.before_calibration),
+                "recording_metrics": dict(self.recording_metrics),
+                "failures": self.failures.to_dict() if self.failures else None,
                 "recordings_seen_in_training": self.recordings_seen_in_training,
                 "recordings_heard_before": self.recordings_heard_before}
 
@@ -113,6 +123,10 @@ class Evaluation:
         In the order given.
     comparison : Comparison or None
         Of the first model against the second, where there are two.
+    others : mapping of str to Comparison
+        Of the first model against each other one by name, where there are more than two.
+    slices : sequence of PropertySlices
+        How good the models are on recordings that differ in rate, length, place and so on.
     """
 
     test_csv: str
@@ -120,6 +134,8 @@ class Evaluation:
     bootstrap: Bootstrap
     models: Sequence[ModelEvaluation]
     comparison: Comparison | None
+    others: Mapping[str, Comparison] = field(default_factory=dict)
+    slices: Sequence[PropertySlices] = ()
 
     def settings(self) -> dict:
         """Return what ``metrics.json`` tells of how the evaluation was made."""
@@ -131,4 +147,6 @@ class Evaluation:
         return {"format_version": FORMAT_VERSION, "class_names": list(self.class_names),
                 "n_segments": self.bootstrap.n_segments, "n_recordings": self.bootstrap.n_recordings,
                 "settings": self.settings(), "models": [model.to_dict() for model in self.models],
-                "comparison": dataclasses.asdict(self.comparison) if self.comparison else None}
+                "comparison": dataclasses.asdict(self.comparison) if self.comparison else None,
+                "others": {name: dataclasses.asdict(other) for name, other in self.others.items()},
+                "slices": [found.to_dict() for found in self.slices]}

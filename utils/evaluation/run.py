@@ -18,10 +18,15 @@ from models.errors import CheckpointError, ConfigError, ManifestError
 from utils import reports
 from utils.evaluation.comparison import paired_comparison
 from utils.evaluation.cost import count_multiply_adds, measure_latency
+from utils.evaluation.facts import facts_of_rows
+from utils.evaluation.failure_examples import failure_examples
+from utils.evaluation.failures import find_failures
 from utils.evaluation.intervals import Bootstrap, answered_intervals, score_intervals
 from utils.evaluation.page import write_evaluation_page
 from utils.evaluation.peak import measure_peak
+from utils.evaluation.recordings import recording_scores
 from utils.evaluation.results import Evaluation, Latency, ModelEvaluation
+from utils.evaluation.slices import slice_scores
 from utils.metrics import ScoredSegments, answered_scores, evaluate_segments
 from utils.prediction.predictor import EfficientNetPredictor
 from utils.running.progress import progress
@@ -35,6 +40,7 @@ from utils.storage.tables import write_table
 logger = logging.getLogger(__name__)
 
 _BYTES_PER_MEGABYTE = 1e6
+MOST_EXAMPLES = 8  # mistakes of a model that can be seen and heard on the page
 _PICTURES_OF_A_MODEL = ("confusion_matrix", "roc_curves", "precision_recall_curves", "reliability")
 
 
@@ -113,12 +119,19 @@ def evaluate_models(predictors: Mapping[str, tuple[Path, EfficientNetPredictor]]
         comparison = None
         if len(models) == 2:
             comparison = paired_comparison(models[0].segments, models[1].segments, bootstrap)
+        others = {model.name: paired_comparison(models[0].segments, model.segments, bootstrap)
+                  for model in models[1:]} if len(models) > 2 else {}
+        slices = slice_scores({model.name: model.segments for model in models}, test.recording_ids,
+                              facts_of_rows(manifest).iloc[test.rows], confidence=settings.confidence,
+                              seed=settings.seed)
         evaluation = Evaluation(test_csv=manifest.path.name, class_names=manifest.classes.names, bootstrap=bootstrap,
-                                models=models, comparison=comparison)
+                                models=models, comparison=comparison, others=others, slices=slices)
         write_json(settings.output_dir / "metrics.json", evaluation.to_dict())
         _write_predictions(settings.output_dir / "predictions.csv", models, test)
         pictures = _draw_pictures(settings.output_dir, models)
-        write_evaluation_page(settings.output_dir / "report.html", evaluation, pictures=pictures)
+        examples = {model.name: failure_examples(model.failures, manifest, settings.audio_dir, most=MOST_EXAMPLES)
+                    for model in models if model.failures}
+        write_evaluation_page(settings.output_dir / "report.html", evaluation, pictures=pictures, examples=examples)
         _remove_pictures_of_other_models(settings.output_dir, kept={path for _, path in pictures})
     return evaluation
 
@@ -163,6 +176,8 @@ def _evaluate_model(name: str, path: Path, predictor: EfficientNetPredictor, tes
                          for backend in settings.other_backends if path.suffix.lower() != ".onnx"],
         n_multiply_adds=count_multiply_adds(path, predictor),
         before_calibration={score: evaluate_segments(raw)[score] for score in ("ece", "brier_score", "log_loss")},
+        recording_metrics=evaluate_segments(recording_scores(segments, test.recording_ids)),
+        failures=find_failures(segments, test.manifest.rows.iloc[test.rows], most=MOST_EXAMPLES),
         recordings_seen_in_training=_count_seen(predictor.model, test),
         recordings_heard_before=_count_heard(predictor.model, test))
 

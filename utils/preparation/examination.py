@@ -1,5 +1,6 @@
 """Facts about the sound of a recording, gathered while it passes by: the dataset doctor's instruments."""
 
+import functools
 import hashlib
 import math
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ _QUIETEST_CLIPPING = 0.1  # of full scale: below -20 dBFS nothing is overdriven,
 _LEAST_VARIANCE = 1e-12  # of a channel's mean square: more than rounding makes of a constant
 
 _FRAME = 2048  # samples of a spectrum
-_MOST_FRAMES = 128  # spectra that the bandwidth is found from, spread over the recording
+_MOST_FRAMES = 64  # spectra that the bandwidth is found from, spread over the recording
 _BINS_PER_BAND = 8
 _NO_POWER = 1e-14  # of a full-scale sine: -140 dB, below what 16 bits and any microphone leave
 _LOWEST_CUT = 3000  # Hz: no usual rate holds less, and wind and engines fall off as steeply
@@ -245,9 +246,14 @@ class _Spectra:
 
 def _power(samples: np.ndarray) -> np.ndarray:
     """Return the power spectrum of ``(n_channels, n)`` without its lowest bin, mean of the channels."""
-    window = np.hanning(samples.shape[1] + 2)[1:-1].astype(np.float32)
-    spectra = fft.rfft(samples * (window * (2 / window.sum())), n=_FRAME)[:, 1:]
+    spectra = fft.rfft(samples * _window(samples.shape[1]), n=_FRAME)[:, 1:]
     return (spectra.real ** 2 + spectra.imag ** 2).mean(axis=0)
+
+
+@functools.lru_cache(maxsize=2)
+def _window(n_samples: int) -> np.ndarray:
+    window = np.hanning(n_samples + 2)[1:-1].astype(np.float32)
+    return window * (2 / window.sum())
 
 
 def find_bandwidth(levels_db: np.ndarray, *, sample_rate: int) -> float:

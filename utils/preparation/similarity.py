@@ -47,7 +47,7 @@ _COMPARISON_BITS, _ROBUST_BITS, _FRAIL_BITS = 15, 21, 8  # robust: the compariso
 _MIXER = 0x9E3779B1  # odd, so that no two codes become one
 
 _MOST_LANDMARKS = 256
-_WHOLE_MINUTES = 3  # heard in full, of each further one a part: most recordings of a species are shorter
+_WHOLE_MINUTES = 1  # heard in full, of each further one a part: most recordings of a species are shorter
 _PART_SECONDS = 4
 _TICK_BYTES = 3
 _ENTRY = np.dtype([("code", "<u4"), ("tick", "u1", _TICK_BYTES)])
@@ -100,7 +100,7 @@ _NO_LANDMARKS = Landmarks(np.empty(0, dtype=np.uint32), np.empty(0, dtype=np.int
 class Fingerprinter:
     """Makes the fingerprint of a recording that passes by in blocks.
 
-    Three minutes are heard in full, of every further minute 4 seconds, at places that differ from one minute to the
+    A minute is heard in full, of every further minute 4 seconds, at places that differ from one minute to the
     next so that a copy that begins later still shares some.
 
     Parameters

@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -100,8 +101,26 @@ def write_json(path: str | os.PathLike, value: dict) -> None:
 
 def save_array(path: str | os.PathLike, array: np.ndarray) -> None:
     """Write ``array`` as ``.npy``, atomically; after a power cut its size tells whether it is whole."""
-    with atomic_path(path, durable=False) as temporary, open(temporary, "wb") as stream:
-        np.save(stream, array, allow_pickle=False)
+    target = os.fspath(path)
+    folder, name = os.path.split(target)
+    # thousands of small files: fewer calls than atomic_path makes
+    temporary = os.path.join(folder, f".{name[:_NAME_SHARE]}.{os.urandom(4).hex()}.tmp")
+    try:
+        with _opened_anew(temporary) as stream:
+            np.save(stream, array, allow_pickle=False)
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _opened_anew(path: str) -> BinaryIO:
+    try:
+        return open(path, "xb")
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return open(path, "xb")
 
 
 def is_whole_array(path: Path, shape: tuple[int, ...]) -> bool:

@@ -77,7 +77,7 @@ def test_page_tells_the_verdict_the_numbers_and_the_settings(tmp_path, strong, w
     assert f"macro F1 is 1.000 against {weak_f1:.3f}: a difference of {1 - weak_f1:+.3f}" in text
     assert f"(90% interval {low:+.3f} to {high:+.3f}, which excludes 0)" in text
     assert "60 segments of 20 recordings" in text
-    assert "Strong efficientnet-b1 6,513,184 26.4 41.2 57.8 24.3 16 torch-cpu" in text
+    assert "Strong efficientnet-b1 6,513,184 – 26.4 41.2 57.8 24.3 16 – torch-cpu" in text
     assert "bootstrap 50" in text and "n_recordings 20" in text
     assert "Strong: test recordings seen in training 3" in text
     assert "Weak: test recordings seen in training unknown" in text

@@ -138,7 +138,8 @@ def test_the_contract_of_metrics_json(evaluated, manifest, tiny_model):
         assert 0 <= low <= model["metrics"]["accuracy"] <= high <= 1
     assert json.loads(json.dumps(evaluated[1].to_dict())) == content
     assert list(first) == ["name", "model_name", "sha256", "file_megabytes", "n_parameters", "metrics", "intervals",
-                           "class_intervals", "answered", "latency", "recordings_seen_in_training",
+                           "class_intervals", "answered", "latency", "other_latencies", "n_multiply_adds",
+                           "before_calibration", "recording_metrics", "failures", "recordings_seen_in_training",
                            "recordings_heard_before"]
     assert first["sha256"] == file_sha256(tiny_model.best)
     assert content["settings"] == {"test_csv": "test.csv", "bootstrap": 50, "confidence": 0.95, "seed": 3}
@@ -198,8 +199,11 @@ def test_the_page_needs_nothing_beside_it(evaluated):
     page = (evaluated[0] / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page and "<link" not in page
     sources = re.findall(r'src="([^"]*)"', page)
-    assert len(sources) == 10  # four pictures a model, the comparison and what is answered
-    for source in sources:
+    pictures = [source for source in sources if source.startswith("data:image/png")]
+    sounds = [source for source in sources if source.startswith("data:audio/mpeg")]
+    # four pictures a model, the comparison and what is answered; a spectrogram and a sound of each failure shown
+    assert len(pictures) == 10 + len(sounds) and len(pictures) + len(sounds) == len(sources) and sounds
+    for source in pictures:
         kind, _, data = source.partition(",")
         assert kind == "data:image/png;base64" and base64.b64decode(data).startswith(b"\x89PNG")
     assert not re.findall(r'href="http|url\(', page)

