@@ -16,7 +16,7 @@ def build_parser() -> cli.CommandParser:
     """Return the parser of this command."""
     parser = cli.CommandParser(__doc__)
     parser.add_argument("--test_csv", type=Path, help="test manifest from preprocessing")
-    parser.add_argument("--predictions", type=Path, help="what predict wrote, to be compared with --annotations instead")
+    parser.add_argument("--predictions", type=Path, help="what predict wrote, to be compared with --annotations")
     parser.add_argument("--annotations", type=Path, help="folder of Raven, Audacity or BirdNET tables, or one of them")
     parser.add_argument("--output_dir", type=Path, required=True, help="where report.html and the rest go")
     parser.add_argument("--efficientnet_model", type=Path, help="efficientnet_best.pth")

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.preparing [--folder FOLDER] [--minutes 60] [--hours 24] [--rows 100000]
 
 The plain way is what a person writes first: ``librosa.load(sr=...)``, ``melspectrogram``, ``power_to_db`` and
-``np.save``, window by window, on one core as one worker has it. The floor is decoding, resampling and front end, each alone on one core, added up. Ratios
-are of one run; nothing is asserted.
+``np.save``, window by window, on one core as one worker has it. The floor is decoding, resampling and front end, each
+alone on one core, added up. Ratios are of one run; nothing is asserted.
 """
 
 import argparse

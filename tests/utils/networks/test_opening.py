@@ -22,6 +22,7 @@ BOTH = ("openvino", "onnx")
 def on_a_machine_of_its_own(tmp_path, monkeypatch):
     """No test sees what this machine has: its GPU, or networks that were converted on it."""
     monkeypatch.setattr(opening, "may_have_accelerator", lambda: False)
+    monkeypatch.setattr(opening, "is_amd", lambda: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -54,6 +55,16 @@ def log_mels(rng):
 
 
 # which library
+
+@pytest.mark.parametrize(("installed", "settings", "library"), [
+    (BOTH, {}, "onnx"), (("openvino",), {}, "openvino"), (BOTH, {"precision": "bf16"}, "openvino"),
+    (BOTH, {"backend": "openvino"}, "openvino"),
+])
+def test_on_a_processor_of_amd_the_fastest_is_another(libraries, checkpoint, monkeypatch, installed, settings, library):
+    monkeypatch.setattr(opening, "is_amd", lambda: True)
+    libraries(*installed)
+    assert plan_backend(checkpoint, **settings).library == library
+
 
 @pytest.mark.parametrize(("installed", "settings", "library"), [
     (BOTH, {}, "openvino"), (("onnx",), {}, "onnx"), (("openvino",), {}, "openvino"),
