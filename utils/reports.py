@@ -406,7 +406,7 @@ def _draw_top(figure: Figure | SubFigure, counts: pd.DataFrame, told: str) -> No
     left, right = figure.subplots(1, 2, width_ratios=[width - _FINDINGS_INCHES, _FINDINGS_INCHES])
     _draw_balance(left, counts)
     right.set_axis_off()
-    right.set_title("What was found (audit.html tells more)", loc="left", fontsize="medium")
+    right.set_title("What was found (more with --audit)", loc="left", fontsize="medium")
     right.text(0, 1, told, va="top", fontsize=9, transform=right.transAxes)
 
 

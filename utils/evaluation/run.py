@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from models.description import ModelDescription
+from models.efficientnet import LEGACY_RESNET_NAME
 from models.errors import CheckpointError, ConfigError, ManifestError
 from utils import reports
 from utils.evaluation.comparison import paired_comparison
@@ -171,9 +172,9 @@ def _evaluate_model(name: str, path: Path, predictor: EfficientNetPredictor, tes
         answered={**answered_scores(segments, rules), "intervals": sure, "class_intervals": sure_of_class},
         file_megabytes=round(path.stat().st_size / _BYTES_PER_MEGABYTE, 2),
         latency=_timed(path, predictor, settings),
-        other_latencies=[_timed(path, EfficientNetPredictor(path, device="cpu", backend=backend,
-                                                            class_names=predictor.model.classes.names), settings)
-                         for backend in settings.other_backends if path.suffix.lower() != ".onnx"],
+        other_latencies=[_timed(path, EfficientNetPredictor(path, device="cpu", backend=backend), settings)
+                         for backend in settings.other_backends
+                         if path.suffix.lower() != ".onnx" and not _is_legacy(predictor)],
         n_multiply_adds=count_multiply_adds(path, predictor),
         before_calibration={score: evaluate_segments(raw)[score] for score in ("ece", "brier_score", "log_loss")},
         recording_metrics=evaluate_segments(recording_scores(segments, test.recording_ids)),
@@ -186,8 +187,14 @@ def _timed(path: Path, predictor: EfficientNetPredictor, settings: EvaluationSet
     library, device, *_ = predictor.backend.name.split("-")
     peak = None
     if settings.measures_memory and device == "cpu":
-        peak = measure_peak(path, backend=library, class_names=predictor.model.classes.names)
+        peak = measure_peak(path, backend=library,
+                            class_names=predictor.model.classes.names if _is_legacy(predictor) else None)
     return measure_latency(predictor, n_runs=settings.latency_runs, peak_megabytes=peak)
+
+
+def _is_legacy(predictor: EfficientNetPredictor) -> bool:
+    """Whether it is NightScan 1's network, which PyTorch alone applies and whose file does not name its classes."""
+    return predictor.model.model_name == LEGACY_RESNET_NAME
 
 
 def model_probabilities(predictor: EfficientNetPredictor, manifest: Manifest, rows: np.ndarray, *,

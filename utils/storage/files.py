@@ -109,10 +109,9 @@ def save_array(path: str | os.PathLike, array: np.ndarray) -> None:
         with _opened_anew(temporary) as stream:
             np.save(stream, array, allow_pickle=False)
         os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # where all went well it has its name
             os.unlink(temporary)
-        raise
 
 
 def _opened_anew(path: str) -> BinaryIO:

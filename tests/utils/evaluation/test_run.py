@@ -379,3 +379,17 @@ def test_a_file_of_an_older_version_is_compared_by_name(tiny_model, manifest, tm
     names = [recording_hash(name) for name in manifest.rows["recording_id"].unique()[:2]]
     assert n_seen(efficientnet(tiny_model, recordings=names), manifest, tmp_path) == 2
     assert n_seen(efficientnet(tiny_model, epoch=1), manifest, tmp_path) is None
+
+
+def test_costs_are_told_in_other_libraries_and_those_of_the_old_network_in_its_own(tiny_model, legacy_file, manifest,
+                                                                                   tmp_path, no_pictures):
+    path = shutil.copy(tiny_model.best, tmp_path / "model.pth")  # its converted network is kept beside it
+    predictors = {"New": (path, EfficientNetPredictor(path, device="cpu", backend="torch")),
+                  "Old": legacy(legacy_file, manifest)}
+    asked = dataclasses.replace(settings(tmp_path / "out"), other_backends=("onnx",), measures_memory=True)
+    new, old = evaluate_models(predictors, manifest, asked).models
+    assert [latency.device for latency in (new.latency, *new.other_latencies)] == ["torch-cpu", "onnx-cpu"]
+    assert old.latency.device == "torch-cpu" and not old.other_latencies
+    assert all(model.n_multiply_adds > 0 for model in (new, old))
+    assert all(latency.peak_megabytes is None or latency.peak_megabytes > 10
+               for latency in (new.latency, *new.other_latencies, old.latency))
