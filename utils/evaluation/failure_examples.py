@@ -57,9 +57,7 @@ def failure_examples(failures: Failures, manifest: Manifest, audio_dir: Path | N
         One for each segment; what cannot be found or read is told in words and never raised.
     """
     places = {place.row: place for place in (*islice(failures.mistakes, most), *islice(failures.label_errors, most))}
-    folder = audio_dir
-    if folder is None and manifest.dataset.get("input_dir"):
-        folder = manifest.path.parent / text_to_name(str(manifest.dataset["input_dir"]))
+    folder = audio_dir or manifest.input_dir
     facts = facts_of_rows(manifest)
     rates = facts["sample_rate"] if "sample_rate" in facts else pd.Series(math.nan, index=facts.index)
     return [_example(place, folder, sample_rate=float(rates.loc[row])) for row, place in places.items()]

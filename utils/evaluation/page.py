@@ -33,7 +33,7 @@ _CSS = """
 
 def write_evaluation_page(path: str | os.PathLike, evaluation: Evaluation, *, pictures: Iterable[tuple[str, Path]],
                           examples: Mapping[str, Sequence[FailureExample]] | None = None) -> None:
-    """Write the evaluation as one self-contained HTML page: no script, no network, pictures inside.
+    """Write the evaluation as one self-contained HTML page: no script, no network, pictures and sounds inside.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ from utils.running.progress import progress
 from utils.storage.files import write_json
 from utils.storage.locks import locked
 from utils.storage.manifest import NOT_AUGMENTED, Manifest, recording_contents
-from utils.storage.names import check_inside, recording_hash, safe_name, text_to_name
+from utils.storage.names import check_inside, recording_hash, safe_name
 from utils.storage.spectrograms import SpectrogramDataset, make_loader
 from utils.storage.tables import write_table
 
@@ -159,11 +159,11 @@ def _evaluate_model(name: str, path: Path, predictor: EfficientNetPredictor, tes
     logger.info("scoring %s on %d segments of %d recordings", name, bootstrap.n_segments, bootstrap.n_recordings)
     probabilities = model_probabilities(predictor, test.manifest, test.rows, audio_dir=settings.audio_dir,
                                         n_workers=settings.n_workers)
-    own_order = np.argsort(_class_order(predictor, test.manifest))
-    undone = predictor.model.calibration.undone(probabilities[:, own_order])
+    order = _class_order(predictor, test.manifest)
+    undone = predictor.model.calibration.undone(probabilities[:, np.argsort(order)])[:, order]
     segments = ScoredSegments(probabilities, test.labels, test.manifest.classes.names)
     intervals, class_intervals = score_intervals(segments, bootstrap)
-    raw = ScoredSegments(undone[:, _class_order(predictor, test.manifest)], test.labels, segments.class_names)
+    before = evaluate_segments(ScoredSegments(undone, test.labels, segments.class_names))
     rules = predictor.model.rules
     sure, sure_of_class = answered_intervals(segments, rules, bootstrap)
     return ModelEvaluation(
@@ -176,7 +176,7 @@ def _evaluate_model(name: str, path: Path, predictor: EfficientNetPredictor, tes
                          for backend in settings.other_backends
                          if path.suffix.lower() != ".onnx" and not _is_legacy(predictor)],
         n_multiply_adds=count_multiply_adds(path, predictor),
-        before_calibration={score: evaluate_segments(raw)[score] for score in ("ece", "brier_score", "log_loss")},
+        before_calibration={score: before[score] for score in ("ece", "brier_score", "log_loss")},
         recording_metrics=evaluate_segments(recording_scores(segments, test.recording_ids)),
         failures=find_failures(segments, test.manifest.rows.iloc[test.rows], most=MOST_EXAMPLES),
         recordings_seen_in_training=_count_seen(predictor.model, test),
@@ -241,13 +241,13 @@ def _from_audio(predictor: EfficientNetPredictor, manifest: Manifest, rows: np.n
 
 def _audio_folder(manifest: Manifest, audio_dir: Path | None) -> Path:
     """Return the folder of the recordings; ManifestError when the manifest does not tell what is needed of them."""
-    recorded = manifest.dataset.get("input_dir")
+    folder = audio_dir or manifest.input_dir
     placed = manifest.rows[["source_path", "start_seconds", "end_seconds"]].astype(str).ne("").all(axis=None)
-    if not placed or audio_dir is None and not recorded:
+    if not placed or folder is None:
         raise ManifestError(f"{manifest.path} does not tell {'where its recordings are' if placed else 'its windows'},"
                             f" and a model has another front end than its spectrograms: preprocess again, or"
                             f" {'give --audio_dir' if placed else 'evaluate a model of the same front end'}")
-    return audio_dir or manifest.path.parent / text_to_name(str(recorded))
+    return folder
 
 
 def _count_seen(model: ModelDescription, test: _TestSet) -> int | None:

@@ -170,8 +170,7 @@ def augment_all(settings: PreprocessSettings, train_rows: pd.DataFrame, n_copies
         made += _rows_of(one.job, set(result))
         wanted = _digests(one.job)
         copies = {path: wanted[path] for path in sorted(one.there.union(result))}
-        journal.add("augmentation", one.job.source_path, one.key,
-                    {"copies": copies, "rows": [{"path": path} for path in copies]})
+        journal.add("augmentation", one.job.source_path, one.key, {"copies": copies})
     frame = pd.DataFrame(made, columns=train_rows.columns)
     return frame.sort_values(["class_name", "path"], ignore_index=True)
 
@@ -194,7 +193,8 @@ def _begun(todo: Sequence[_Todo], journal: Journal, output_dir: Path) -> Iterato
     """Hand out work; what counted before is forgotten first, for its files are about to be written over."""
     for one in todo:
         before = journal.latest("augmentation", one.job.source_path)
-        if before is not None and before.result.get("rows"):
+        # an earlier version noted rows
+        if before is not None and (before.result.get("copies") or before.result.get("rows")):
             retract(output_dir)  # until the new one is whole there is no data set: its files would be of both
         journal.forget("augmentation", one.job.source_path)
         yield one

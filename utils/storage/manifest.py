@@ -49,6 +49,12 @@ class Manifest:
     frontend: FrontendConfig | None
     dataset: dict = field(default_factory=dict)
 
+    @property
+    def input_dir(self) -> Path | None:
+        """Where preprocessing found the recordings; None where ``dataset.json`` does not tell."""
+        recorded = self.dataset.get("input_dir")
+        return self.path.parent / text_to_name(str(recorded)) if recorded else None
+
     def spectrogram_path(self, index: int) -> Path:
         """Return where the spectrogram of row ``index`` lies."""
         return self.path.parent / text_to_name(self.rows["path"].iloc[index])
