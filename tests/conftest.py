@@ -46,6 +46,7 @@ class TinyModel(NamedTuple):
     best: Path
     config: EfficientNetConfig
     scores: dict
+    files: frozenset[str]
 
 
 def tiny_sound(class_name: str, *, seconds: float, rng: np.random.Generator) -> np.ndarray:
@@ -119,4 +120,6 @@ def tiny_model(tiny_dataset, tmp_path_factory) -> TinyModel:
     model_dir, config = tmp_path_factory.mktemp("tiny_model"), tiny_config(epochs=6, learning_rate=3e-3)
     scores = train_model(tiny_dataset.training_data(), config, model_dir=model_dir, device=torch.device("cpu"),
                          n_workers=0)
-    return TinyModel(model_dir, model_dir / "efficientnet_best.pth", config, scores)
+    # as training left it: prediction keeps its converted network beside the model
+    files = frozenset(path.name for path in model_dir.iterdir() if not path.name.startswith("."))
+    return TinyModel(model_dir, model_dir / "efficientnet_best.pth", config, scores, files)

@@ -96,9 +96,8 @@ def edit_frontend(folder, **changes):
 # the model folder
 
 def test_the_folder_holds_what_the_contract_lists(tiny_model):
-    names = {path.name for path in tiny_model.model_dir.iterdir() if not path.name.startswith(".")}
-    assert names == {"efficientnet_best.pth", "efficientnet_last.pth", "config.json", "history.csv", "metrics.json",
-                     *PICTURES}
+    assert tiny_model.files == {"efficientnet_best.pth", "efficientnet_last.pth", "config.json", "history.csv",
+                                "metrics.json", *PICTURES}
     for name in PICTURES:
         assert (tiny_model.model_dir / name).read_bytes().startswith(b"\x89PNG")
     assert tiny_model.best.stat().st_size < 50e6
