@@ -59,7 +59,8 @@ LATE_IMPORTS = {
     "utils/preparation/run.py": {"from models.data_augmentation import AudioAugmentationPipeline",
                                  "from utils.preparation.augmented_copies import"
                                  " augment_all, background_pool, plan_copies",
-                                 "from utils.preparation.audit_files import write_audit"},
+                                 "from utils.preparation.audit_files import write_audit",
+                                 "import utils.preparation.audit_files"},
     "utils/preparation/dataset.py": {"from utils.preparation.audit import audit",
                                      "from utils.reports import plot_overview"},
 }

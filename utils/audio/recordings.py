@@ -190,7 +190,7 @@ class RecordingReader:
         for block in self._native_blocks():
             with np.errstate(invalid="ignore", over="ignore"):  # what is no number is told below
                 mono = block[:, 0] if self.channels == 1 else block.mean(axis=1)
-            if not np.abs(mono).max() < _LARGEST_SAMPLE:  # what NaN is not either
+            if not (mono.max() < _LARGEST_SAMPLE and mono.min() > -_LARGEST_SAMPLE):  # what NaN is not either
                 raise AudioError(f"{self.path} holds samples that are not numbers (NaN, infinity or beyond"
                                  f" {_LARGEST_SAMPLE:g}): copy it from the recorder again", status="corrupt")
             samples = mono if resampler is None else resampler.resample_chunk(mono)

@@ -184,6 +184,9 @@ class _Plateaus:
 
     def add(self, chunk: np.ndarray, extremes: np.ndarray) -> None:
         """Take the next chunk, float32 ``(n_channels, n)``, and its extremes, ``(2, n_channels)``."""
+        if (extremes < self._extremes).all():
+            self._n_open[:] = 0
+            return
         reached = extremes == np.maximum(extremes, self._extremes)
         self._n_samples = np.where(extremes > self._extremes, 0, self._n_samples)
         self._n_open = np.where(extremes == self._extremes, self._n_open, 0)

@@ -229,7 +229,7 @@ class _Cutter:
                                                 hop_samples=self._settings.hop_samples,
                                                 least_new_samples=frontend.least_new_samples):
             self._n_samples = start + len(samples)
-            peak = max(peak, float(np.abs(samples).max()))
+            peak = max(peak, float(samples.max()), -float(samples.min()))
             decision = self._labeller.label(start, self._n_samples)
             if decision.class_name:
                 self._write(decision.class_name, start, samples, is_marked=decision.is_marked)

@@ -182,6 +182,9 @@ def _begun(kind: str, todo: Sequence[Source], journal: Journal, output_dir: Path
             retract(output_dir)  # until the new one is whole there is no data set: its files would be of both
             journal.forget(kind, source.source_path)
         yield source
+    if todo:
+        # late: the last recordings are worked on while this is imported, which takes a while
+        import utils.preparation.audit_files  # noqa: F401
 
 
 def _stamp(path: Path) -> list[int]:

@@ -126,8 +126,8 @@ class Fingerprinter:
                 break
             if self._resampler is None:
                 self._resampler = soxr.ResampleStream(self._sample_rate, LANDMARK_RATE, 1, dtype="float32")
-            heard = block[:, max(0, first - self._position):last - self._position].mean(axis=0)
-            self._heard.append(self._resampler.resample_chunk(heard))
+            heard = block[:, max(0, first - self._position):last - self._position]
+            self._heard.append(self._resampler.resample_chunk(heard.mean(axis=0) if len(heard) > 1 else heard[0]))
             if last > end:
                 break
             self._finish_part(self._resampler)
@@ -193,7 +193,9 @@ def _band_levels(samples: np.ndarray) -> np.ndarray:
     for first in range(0, len(frames), _FRAMES_AT_ONCE):
         spectrum = fft.rfft(frames[first:first + _FRAMES_AT_ONCE] * window)[:, bins]
         power = spectrum.real ** 2 + spectrum.imag ** 2
-        levels[first:first + _FRAMES_AT_ONCE] = power.reshape(len(power), -1, _BINS_PER_BAND).mean(axis=2)
+        while power.shape[1] > levels.shape[1]:  # a band has a power of two of bins
+            power = power[:, ::2] + power[:, 1::2]
+        levels[first:first + _FRAMES_AT_ONCE] = power / _BINS_PER_BAND
     return 10 * np.log10(levels + np.float32(_NO_POWER))
 
 
