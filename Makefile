@@ -61,6 +61,7 @@ bench: $(VENV)/installed-dev
 	$(RUN) -m tests.benchmarks.run
 	$(RUN) -m tests.benchmarks.field
 	$(RUN) -m tests.benchmarks.preparing
+	$(RUN) -m tests.benchmarks.evaluating
 
 clean:
 	rm -rf $(VENV) demo

@@ -2,6 +2,7 @@
 """Compare trained models on a test manifest, with intervals, pictures and a page."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.errors import ConfigError
 from utils.running import cli
+from utils.storage.names import name_to_text
 
 
 def build_parser() -> cli.CommandParser:
@@ -38,8 +40,8 @@ def build_parser() -> cli.CommandParser:
     return parser
 
 
-def run(flags: argparse.Namespace) -> int:
-    """Load the models, evaluate them, say what came out."""
+def run(flags: argparse.Namespace, *, command: str) -> int:
+    """Load the models, evaluate them, say what came out; ``command`` is what was typed."""
     if flags.predictions or flags.annotations:
         return run_detections(flags)
     if flags.test_csv is None:
@@ -62,7 +64,7 @@ def run(flags: argparse.Namespace) -> int:
     settings = EvaluationSettings(
         output_dir=flags.output_dir, audio_dir=flags.audio_dir, n_bootstrap=flags.bootstrap,
         confidence=flags.confidence, n_workers=flags.workers, latency_runs=flags.latency_runs, seed=flags.seed,
-        other_backends=("onnx",), measures_memory=True)
+        other_backends=("onnx",), measures_memory=True, command=command)
     # networks are compared in one library; an exported one is scored by what deploys it
     predictors = {name: (path, EfficientNetPredictor(path, device=flags.device, batch_size=flags.batch_size,
                                                      class_names=flags.class_names or legacy_class_names(manifest),
@@ -72,11 +74,8 @@ def run(flags: argparse.Namespace) -> int:
     for model in evaluation.models:
         print(f"{model.name} ({model.description.model_name}): accuracy {model.metrics['accuracy']:.3f}, macro F1"
               f" {model.metrics['macro_f1']:.3f}, {model.latency.median_ms:.1f} ms a window")
-    first, *others = evaluation.models
-    if evaluation.comparison:
-        print(f"{first.name} against {others[0].name}: {evaluation.comparison.verdict}")
-    for name, comparison in evaluation.others.items():
-        print(f"{first.name} against {name}: {comparison.verdict}")
+    for name, comparison in evaluation.comparisons.items():
+        print(f"{evaluation.models[0].name} against {name}: {comparison.verdict}")
     print(f"report: {flags.output_dir / 'report.html'}")
     return cli.EXIT_DONE
 
@@ -111,7 +110,9 @@ def named_models(paths: Sequence[Path]) -> dict[str, Path]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return cli.run_command(build_parser(), run, arguments)
+    words = sys.argv[1:] if arguments is None else list(map(str, arguments))
+    command = name_to_text(shlex.join([Path(__file__).name, *words]))
+    return cli.run_command(build_parser(), lambda flags: run(flags, command=command), arguments)
 
 
 if __name__ == "__main__":

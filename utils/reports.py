@@ -88,7 +88,7 @@ def plot_overview(path: str | os.PathLike, *, counts: pd.DataFrame,
     n_rows = math.ceil(len(shown) / n_columns)
     heights = [max(1.3 + 0.34 * len(counts), 0.5 + 0.19 * told.count("\n")), 2.2 * n_rows]
     width = max(10.0, 2.9 * n_columns) + (_FINDINGS_INCHES if told else 0)
-    with _picture(path, width=width, height=sum(heights)) as figure:
+    with _picture(path, width=width, height=sum(heights), is_cropped=False) as figure:
         if not shown:
             _draw_top(figure, counts, told)
             return
@@ -222,7 +222,8 @@ def plot_precision_recall_curves(path: str | os.PathLike, probabilities: np.ndar
     _plot_curves(path, probabilities, labels, class_names=class_names, kind=_PRECISION_RECALL)
 
 
-def plot_reliability(path: str | os.PathLike, probabilities: np.ndarray, labels: np.ndarray, *, title: str) -> None:
+def plot_reliability(path: str | os.PathLike, probabilities: np.ndarray, labels: np.ndarray, *, title: str,
+                     uncalibrated: np.ndarray | None = None) -> None:
     """Draw accuracy against confidence above the number of segments at each confidence (Guo et al. 2017, figure 1).
 
     Parameters
@@ -235,19 +236,28 @@ def plot_reliability(path: str | os.PathLike, probabilities: np.ndarray, labels:
         True class of each row.
     title : str
         Text above the picture: whose probabilities these are.
+    uncalibrated : np.ndarray, float, shape (n, n_classes), range 0..1, optional
+        What the probabilities were before calibration: drawn beside them.
     """
     confidence, accuracy, count, error = reliability_curve(probabilities, labels)
-    edges = np.linspace(0, 1, len(count) + 1)
+    edges, width = np.linspace(0, 1, len(count) + 1)[:-1], 1 / len(count)
+    told = f"expected calibration error {error:.3f}"
     with _picture(path, width=6.5, height=7) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        top.bar(edges[:-1], np.nan_to_num(accuracy), width=1 / len(count), align="edge", color=_BLUE, alpha=0.35,
+        top.bar(edges, np.nan_to_num(accuracy), width=width, align="edge", color=_BLUE, alpha=0.35,
                 edgecolor="white", label="accuracy in the bin")
+        bottom.bar(edges, count, width=width, align="edge", color=_GREY, edgecolor="white")
         top.plot(confidence, accuracy, "o", color=_BLUE, markersize=5, label="at the bin's mean confidence")
+        if uncalibrated is not None:
+            before_confidence, before_accuracy, before_count, before_error = reliability_curve(uncalibrated, labels)
+            top.plot(before_confidence, before_accuracy, "D", color=_ORANGE, markersize=5, fillstyle="none",
+                     label="before calibration")
+            bottom.stairs(before_count, [*edges, 1.0], color=_ORANGE, linewidth=1.5)
+            told = f"{told}, before calibration {before_error:.3f}"
         top.plot([0, 1], [0, 1], color=_GREY, linestyle="--", label="perfectly calibrated")
         top.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
-        figure.suptitle(f"{title}\nexpected calibration error {error:.3f}", fontsize="medium")
+        figure.suptitle(f"{title}\n{told}", fontsize="medium")
         top.legend(loc="upper left", fontsize=9)
-        bottom.bar(edges[:-1], count, width=1 / len(count), align="edge", color=_GREY, edgecolor="white")
         bottom.set(xlabel="confidence (probability of the predicted class)", ylabel="segments")
         bottom.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
 
@@ -364,14 +374,14 @@ def _told(x: Sequence[float | None], y: Sequence[float | None]) -> tuple[list[fl
 
 
 @contextlib.contextmanager
-def _picture(path: str | os.PathLike, *, width: float, height: float) -> Iterator[Figure]:
-    """Give a figure (inches) that is saved as PNG when the block succeeds."""
+def _picture(path: str | os.PathLike, *, width: float, height: float, is_cropped: bool = True) -> Iterator[Figure]:
+    """Give a figure (inches) that is saved as PNG when the block succeeds; cropping takes as long as drawing."""
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=_NO_GLYPH)
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=_DPI, bbox_inches="tight")
+            figure.savefig(temporary, format="png", dpi=_DPI, bbox_inches="tight" if is_cropped else None)
 
 
 def _label(name: str) -> str:

@@ -1,13 +1,14 @@
 """Measure what the statistics of an evaluation are worth, and how long they take.
 
+    python -m tests.benchmarks.evaluating
     python -m tests.benchmarks.evaluating coverage --n_simulations 1000
     python -m tests.benchmarks.evaluating verdicts --n_simulations 10000
     python -m tests.benchmarks.evaluating binning
-    python -m tests.benchmarks.evaluating speed
 
-``coverage`` simulates test sets whose true scores are known and counts how often a 95 % interval covers the truth.
-``verdicts`` simulates models that are equally good and counts how often one is called better. ``binning`` tells how
-far an area from bins is from the exact one. ``speed`` evaluates a million ready probabilities. Nothing is asserted.
+Without a word it tells the speed: a million ready probabilities are evaluated. ``coverage`` simulates test sets whose
+true scores are known and counts how often a 95 % interval covers the truth. ``verdicts`` simulates models that are
+equally good and counts how often one is called better. ``binning`` tells how far an area from bins is from the exact
+one. Nothing is asserted.
 """
 
 import argparse
@@ -24,7 +25,9 @@ from models.classes import DecisionRules
 from utils.evaluation.comparison import BETTER, WORSE, fewest_recordings, paired_comparison
 from utils.evaluation.intervals import answered_intervals, score_intervals
 from utils.evaluation.permutation import permutation_test
+from utils.evaluation.recordings import recording_scores
 from utils.evaluation.resampling import Bootstrap
+from utils.evaluation.results import level_scores
 from utils.metrics import ScoredSegments, answered_scores, evaluate_segments
 from utils.tallies import Groups, Ranking, RankingBins
 
@@ -219,7 +222,7 @@ def binning_errors(segments: ScoredSegments, k: int) -> tuple[float, float]:
 
 
 def print_speed(n_segments: int, n_recordings: int, n_bootstrap: int) -> None:
-    """Print seconds and memory of a whole evaluation of two models from ready probabilities."""
+    """Print seconds and memory of evaluating two models from ready probabilities, by segment and by recording."""
     rng, world = np.random.default_rng(0), WORLDS["varied"]
     recordings = np.sort(np.arange(n_segments) % n_recordings)
     labels = np.arange(n_recordings) % len(world.recalls)
@@ -237,18 +240,23 @@ def print_speed(n_segments: int, n_recordings: int, n_bootstrap: int) -> None:
 
 def _timed(models: Sequence[ScoredSegments], bootstrap: Bootstrap) -> Iterator[tuple[str, float]]:
     rules = DecisionRules(dict.fromkeys(models[0].class_names, 0.7), models[0].class_names[-1])
-    steps = {"scores": lambda model: evaluate_segments(model), "answers": lambda model: answered_scores(model, rules),
-             "intervals": lambda model: score_intervals(model, bootstrap),
-             "intervals of answers": lambda model: answered_intervals(model, rules, bootstrap)}
+
+    def whole_recordings() -> None:
+        recordings = [recording_scores(model, bootstrap.recording_ids) for model in models]
+        for model in recordings:
+            level_scores("", model, rules, bootstrap.of_recordings())
+        paired_comparison(*recordings, bootstrap.of_recordings())
+
+    steps = {"scores": lambda: [evaluate_segments(model) for model in models],
+             "answers": lambda: [answered_scores(model, rules) for model in models],
+             "intervals": lambda: [score_intervals(model, bootstrap) for model in models],
+             "intervals of answers": lambda: [answered_intervals(model, rules, bootstrap) for model in models],
+             "comparison": lambda: paired_comparison(*models, bootstrap), "whole recordings": whole_recordings}
     started = time.perf_counter()
     for part, step in steps.items():
         part_started = time.perf_counter()
-        for model in models:
-            step(model)
+        step()
         yield part, time.perf_counter() - part_started
-    part_started = time.perf_counter()
-    paired_comparison(*models, bootstrap)
-    yield "comparison", time.perf_counter() - part_started
     yield "in all", time.perf_counter() - started
 
 
@@ -259,7 +267,7 @@ def _peak_megabytes() -> float:
 def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("coverage", "verdicts", "binning", "speed"))
+    parser.add_argument("what", nargs="?", choices=("speed", "coverage", "verdicts", "binning"), default="speed")
     parser.add_argument("--n_simulations", type=int, default=1000)
     parser.add_argument("--worlds", nargs="*", choices=tuple(WORLDS), default=["varied"])
     parser.add_argument("--n_recordings", type=int, nargs="*", default=[4, 10, 50], help="of each class")

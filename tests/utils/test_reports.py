@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import librosa
 import matplotlib.image
+import matplotlib.patches
 import matplotlib.text
 import numpy as np
 import pandas as pd
@@ -187,6 +188,21 @@ def test_reliability_is_drawn_with_empty_bins_and_says_whose_it_is(tmp_path, pre
     reports.plot_reliability(tmp_path / "reliability.png", *predictions, title="validation, cross-fitted")
     assert_is_a_picture(tmp_path / "reliability.png")
     assert figures[0].get_suptitle().startswith("validation, cross-fitted\nexpected calibration error 0.")
+
+
+def test_reliability_shows_what_calibration_changed(tmp_path, predictions, figures):
+    probabilities, labels = predictions
+    sharper = Calibration(0.5).probabilities(np.log(probabilities))
+    reports.plot_reliability(tmp_path / "reliability.png", probabilities, labels, title="test", uncalibrated=sharper)
+    after, before = (metrics.reliability_curve(each, labels) for each in (probabilities, sharper))
+    top, bottom = figures[0].axes
+    lines = {line.get_label(): line.get_xydata() for line in top.lines}
+    for label, told in (("at the bin's mean confidence", after), ("before calibration", before)):
+        np.testing.assert_array_equal(lines[label], np.stack(told[:2], axis=1))
+    assert [bar.get_height() for bar in bottom.containers[0]] == after[2].tolist()
+    outline, = bottom.findobj(matplotlib.patches.StepPatch)
+    assert outline.get_data().values.tolist() == before[2].tolist() != after[2].tolist()
+    assert figures[0].get_suptitle().endswith(f"error {after[3]:.3f}, before calibration {before[3]:.3f}")
 
 
 @pytest.mark.parametrize("n_models", [1, 2])

@@ -135,9 +135,10 @@ def _verdict(found: Difference, permutation: PermutationTest, bootstrap: Bootstr
                          f" would be {min(1.0, 2.0 ** (1 - n_recordings)):.3g}, and {level} or less is asked for, which"
                          f" takes {needed} recordings")
     if not permutation.n_differing:
-        return NO_DIFFERENCE, f"a tie: the models' answers count alike on each of the {n_recordings} recordings"
-    told = (f"swapping the models on the {permutation.n_differing} of {n_recordings} recordings on which their answers"
-            f" differ gives p = {permutation.p:.3g}")
+        return NO_DIFFERENCE, f"a tie: the models' answers count alike on each of the {n_recordings:,} recordings"
+    ways = f"all {permutation.n_swaps:,} ways" if permutation.exact else f"{permutation.n_swaps:,} ways drawn at random"
+    told = (f"swapping the models on the {permutation.n_differing:,} of {n_recordings:,} recordings on which their"
+            f" answers differ, in {ways}, gives p = {permutation.p:.3g}")
     if permutation.p > 1 - bootstrap.confidence:
         return NO_DIFFERENCE, f"{told}, more than the {level} that is asked for"
     if found.interval is None or found.interval[0] <= 0 <= found.interval[1]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from utils.evaluation.intervals import score_interval, student_quantile
+from utils.evaluation.resampling import RESAMPLED_CELLS, drawn_counts
 from utils.metrics import ANSWER_THRESHOLDS, Interval
+from utils.tallies import Scores
 
-Scores = dict[str, np.ndarray]
-RESAMPLED_CELLS = 4_000_000  # recordings x resamples held at once: 32 MB
 _RATIOS = ("precision", "recall", "f1")
 _OVER_POINTS = ("micro_precision", "micro_recall", "micro_f1", "macro_f1")
 
@@ -26,7 +27,7 @@ class Resampling:
     n_bootstrap : int
         Number of resamples.
     confidence : float, range 0..1
-        Share of the resamples inside an interval.
+        Of the intervals.
     seed : int
         Of the resamples.
     """
@@ -41,22 +42,34 @@ class Resampling:
         flat = np.column_stack([counts.reshape(n_recordings, counts[0].size), hours])
         per_part = max(1, RESAMPLED_CELLS // max(flat.shape))
         for start in range(0, self.n_bootstrap, per_part):
-            draws = rng.multinomial(n_recordings, np.full(n_recordings, 1 / n_recordings),
-                                    size=min(per_part, self.n_bootstrap - start))
-            sums = draws @ flat
-            yield sums[:, :-1].reshape(len(draws), *counts.shape[1:]), sums[:, -1]
+            draws = drawn_counts(rng, n_recordings, min(per_part, self.n_bootstrap - start))
+            sums = draws.T @ flat
+            yield sums[:, :-1].reshape(len(sums), *counts.shape[1:]), sums[:, -1]
 
-    def interval(self, values: np.ndarray) -> Interval:
-        """Return the percentile interval (Efron and Tibshirani 1993, section 13.3) of a score on each resample.
+    def interval(self, name: str, value: float, resampled: np.ndarray, *, n_recordings: int) -> Interval:
+        """Return the interval of a score, as ``intervals.score_interval`` gives it.
 
-        None where no resample defines it, or all agree: that recordings are few or alike is no certainty.
+        Parameters
+        ----------
+        name : str
+            Of the score, without ``micro_`` or ``macro_``.
+        value : float
+            On all recordings; NaN where undefined.
+        resampled : np.ndarray, float64, shape (n_bootstrap,)
+            On each resample; where it is undefined, NaN, the resample does not count.
+        n_recordings : int
+            Recordings that hold what is scored.
+
+        Returns
+        -------
+        (low, high) or None
+            None where no resample defines it, or all agree: that recordings are few or alike is no certainty.
         """
-        defined = values[np.isfinite(values)]
-        if not len(defined) or defined.min() == defined.max():
+        defined = resampled[np.isfinite(resampled)]
+        if n_recordings < 2 or not len(defined):
             return None
-        tail = (1 - self.confidence) / 2
-        low, high = np.quantile(defined, [tail, 1 - tail]).tolist()
-        return low, high
+        return score_interval(name, plain(value), defined,
+                              quantile=student_quantile(self.confidence, n_recordings - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +127,15 @@ def score_counts(counts: np.ndarray, class_names: tuple[str, ...], resampling: R
         class_names=class_names,
         overall={**{name: plain(value) for name, value in overall.items()},
                  **dict(zip(names, total.sum(axis=0).tolist()))},
-        intervals={name: resampling.interval(np.concatenate([part[name] for part, _ in drawn])) for name in overall},
+        intervals={name: resampling.interval(name.removeprefix("micro_").removeprefix("macro_"), float(overall[name]),
+                                             np.concatenate([part[name] for part, _ in drawn]),
+                                             n_recordings=len(counts)) for name in overall},
         per_class=[{"class_name": class_name, **{name: plain(values[k]) for name, values in by_class.items()},
                     **dict(zip(names, total[k].tolist()))} for k, class_name in enumerate(class_names)],
         class_intervals=[{"class_name": class_name, **{
-            name: resampling.interval(np.concatenate([part[name][:, k] for _, part in drawn])) for name in by_class}}
+            name: resampling.interval(name, float(values[k]), np.concatenate([part[name][:, k] for _, part in drawn]),
+                                      n_recordings=int(counts[:, k].any(axis=1).sum()))
+            for name, values in by_class.items()}}
             for k, class_name in enumerate(class_names)])
 
 

@@ -10,7 +10,7 @@ from utils import reports
 from utils.evaluation.detection_scores import Scored
 from utils.evaluation.detections import FALSE, MISSED, Coverage, DetectionEvaluation, EventOutcome
 from utils.metrics import Interval
-from utils.pages import Markup, document, element, escaped, figure, number_text, table
+from utils.pages import DARK_CSS, Markup, document, element, escaped, figure, number_text, table
 from utils.storage.files import write_json, write_text
 from utils.storage.locks import locked
 from utils.storage.tables import write_table
@@ -22,12 +22,6 @@ _CLASS_SCORES = {**_OVERALL, "false_per_hour": "False per hour"}
 _MOST_LISTED = 30
 _SHOWN_THRESHOLDS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 _ALL = "all classes"
-_CSS = """
-.verdict { border-left: .3rem solid #0072b2; background: var(--raised); padding: .75rem 1.25rem; }
-.verdict p { margin: .4rem 0; } .verdict p:first-child { font-size: 1.15rem; }
-.interval { display: block; color: var(--faint); font-size: .8rem; white-space: nowrap; }
-@media print { .verdict { break-inside: avoid; } }
-"""
 _EVENTS_NOTE = ("By events: a detection is right where it and an annotation of its class share at least {share:g} of"
                 " the shorter of both; each annotation makes one detection right, so a second detection of the same"
                 " call is false, and of several calls below one detection one is found.")
@@ -91,7 +85,7 @@ def detections_page(evaluation: DetectionEvaluation, *, picture: Path) -> str:
         element("h2", "By overlap"), _overlap_table(evaluation), element("p", _OVERLAP_NOTE, kind="note"),
         element("h2", "Curves"), figure("Over thresholds, and over the overlap asked for", picture),
         element("h2", "What to listen to"), *_listed_part(evaluation.outcomes),
-        element("h2", "What was compared"), *_coverage_part(evaluation)], css=_CSS)
+        element("h2", "What was compared"), *_coverage_part(evaluation)], css=DARK_CSS)
 
 
 def _verdict_part(evaluation: DetectionEvaluation) -> list[Markup]:

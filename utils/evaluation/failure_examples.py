@@ -8,10 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from models.errors import NightScanError
-from utils.evaluation.facts import facts_of_rows
 from utils.evaluation.failures import Failures, Place
 from utils.examples import Example, read_example
-from utils.storage.manifest import Manifest
 from utils.storage.names import text_to_name
 
 MOST_SHOWN_SECONDS = 10.0  # of a segment; of a longer one the loudest are shown
@@ -36,7 +34,7 @@ class FailureExample:
     reason: str = ""
 
 
-def failure_examples(failures: Failures, manifest: Manifest, audio_dir: Path | None, *, most: int
+def failure_examples(failures: Failures, facts: pd.DataFrame, folder: Path | None, *, most: int
                      ) -> list[FailureExample]:
     """Read the segments that a model fails on from the recordings themselves.
 
@@ -44,10 +42,10 @@ def failure_examples(failures: Failures, manifest: Manifest, audio_dir: Path | N
     ----------
     failures : Failures
         Of a model on the manifest.
-    manifest : Manifest
-        The test rows, augmented copies included.
-    audio_dir : Path or None
-        Folder of the manifest's ``source_path``; what ``dataset.json`` tells when None.
+    facts : pandas.DataFrame
+        Of ``facts_of_rows``, a row for each of the manifest.
+    folder : Path or None
+        Of the manifest's ``source_path``; None where it is not known.
     most : int
         Of the mistakes, and of the likely label errors.
 
@@ -57,8 +55,6 @@ def failure_examples(failures: Failures, manifest: Manifest, audio_dir: Path | N
         One for each segment; what cannot be found or read is told in words and never raised.
     """
     places = {place.row: place for place in (*islice(failures.mistakes, most), *islice(failures.label_errors, most))}
-    folder = audio_dir or manifest.input_dir
-    facts = facts_of_rows(manifest)
     rates = facts["sample_rate"] if "sample_rate" in facts else pd.Series(math.nan, index=facts.index)
     return [_example(place, folder, sample_rate=float(rates.loc[row])) for row, place in places.items()]
 

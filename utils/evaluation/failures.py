@@ -4,7 +4,7 @@ The class a model tells is the most probable one, whatever the thresholds in its
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,7 +135,8 @@ class Failures:
         return dataclasses.asdict(self)
 
 
-def find_failures(segments: ScoredSegments, rows: pd.DataFrame, *, most: int = MOST_LISTED) -> Failures:
+def find_failures(segments: ScoredSegments, rows: pd.DataFrame, *, learnt: Collection[str] = (),
+                  most: int = MOST_LISTED) -> Failures:
     """Find what a model gets wrong, the worst first.
 
     Parameters
@@ -145,6 +146,8 @@ def find_failures(segments: ScoredSegments, rows: pd.DataFrame, *, most: int = M
     rows : pandas.DataFrame
         The manifest's row of each segment, in the same order, with ``recording_id``, ``source_path``,
         ``start_seconds`` and ``end_seconds``; its index is the row's number in the manifest.
+    learnt : collection of str
+        Ids of the recordings that the model learnt from. Their labels are not examined: it would repeat them.
     most : int
         Entries of each list.
 
@@ -164,7 +167,9 @@ def find_failures(segments: ScoredSegments, rows: pd.DataFrame, *, most: int = M
     wrong = segments.probabilities.argmax(axis=1) != segments.labels
     mistakes = _mistakes(segments, rows, np.flatnonzero(wrong))
     pairs = _confused_pairs(segments, rows)
-    errors = likely_label_errors(segments, rows)
+    new = ~rows["recording_id"].isin(list(learnt)).to_numpy()
+    errors = likely_label_errors(ScoredSegments(segments.probabilities[new], segments.labels[new],
+                                                segments.class_names), rows[new]) if new.any() else []
     return Failures(n_segments=len(rows), n_recordings=rows["recording_id"].nunique(),
                     n_wrong_segments=int(wrong.sum()), n_wrong_recordings=len(mistakes), mistakes=mistakes[:most],
                     n_confused_pairs=len(pairs), confused_pairs=pairs[:most], n_label_errors=len(errors),

@@ -14,7 +14,6 @@ FAILURES_CSS = EXAMPLES_CSS + """
 .failures summary { cursor: pointer; padding: .3rem 0; } .failures details { margin: .5rem 0 1rem; }
 .examples p { font-size: .8rem; margin: 0; padding: .75rem; border: 1px solid var(--line); overflow-wrap: anywhere; }
 .worse { border-left: .3rem solid #d55e00; padding-left: .75rem; margin: .5rem 0; overflow-wrap: anywhere; }
-.slices .interval { display: block; color: var(--faint); font-size: .8rem; }
 .range { vertical-align: middle; margin-left: .5rem; } .range rect { fill: var(--line); }
 .range path { stroke: var(--text); stroke-width: 2; } .range circle { fill: var(--text); }
 """
@@ -74,14 +73,15 @@ def slices_part(properties: Sequence[PropertySlices], *, confidence: float) -> M
     Markup
         A section; its rules are ``FAILURES_CSS``.
     """
+    heading = element("h3", "By what is known of the recordings")
     if not properties:
-        return element("section", element("p", "The data set knows nothing that tells its recordings apart: that takes"
-                                               " five recordings on either side."), kind="slices")
+        return element("section", heading, element("p", "The data set knows nothing that tells its recordings apart:"
+                                                        " that takes five recordings on either side."), kind="slices")
     sentences = [sentence for found in properties for sentence in found.sentences()]
     told = [element("p", sentence, kind="worse") for sentence in sentences] or [
         element("p", "No model is significantly worse on a part of the recordings than on others of the same classes.")]
     note = element("p", _SLICES_NOTE.format(percent=round(100 * confidence, 10)), kind="note")
-    return element("section", *told, *map(_property_table, properties), note, kind="slices")
+    return element("section", heading, *told, *map(_property_table, properties), note, kind="slices")
 
 
 def _mistakes_part(name: str, failures: Failures, example_of: dict[int, FailureExample]) -> list[Markup]:

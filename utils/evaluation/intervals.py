@@ -6,27 +6,29 @@ seldom where recordings are few or a score is near 0 or 1:
 
 - shares, F1 and areas, in 0..1: the score interval of Wilson (1927) with the effective number of trials, the one that
   gives the variance found (Korn and Graubard 1998, section 2 have it with another interval);
-- log loss and Brier score, above 0: symmetric on a logarithmic scale;
-- calibration error: the same above; below less the bias, since noise alone makes it positive;
+- losses and rates, above 0: the score interval of a count (Brown, Cai and DasGupta 2003, section 2) in the same way;
+- calibration error: the same above; below less the bias, since noise alone makes it positive, and 0 where a calibrated
+  model of the same probabilities would show as much;
 - the difference of two models: symmetric.
 
 The quantile is Student's, its degrees of freedom the recordings of a class less 1, for averages of classes by
 Satterthwaite (1946). ``tests/benchmarks/evaluating.py`` simulates how often the intervals cover the truth.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 from scipy import stats
 
 from models.classes import DecisionRules
-from utils.evaluation.resampling import Bootstrap, resampled_answers, resampled_scores
+from utils.evaluation.resampling import RESAMPLED_CELLS, Bootstrap, resampled_answers, resampled_scores
 from utils.metrics import Interval, ScoredSegments, answered_scores, evaluate_segments
-from utils.tallies import Scores
+from utils.tallies import N_CALIBRATION_BINS, Scores, calibration_gaps
 
-_LOSSES = ("log_loss", "brier_score")
+_LARGEST = {"log_loss": math.inf, "brier_score": 2.0, "ece": 1.0, "false_per_hour": math.inf}  # above 0; else 0..1
 # under perfect calibration resampling doubles the variance of each gap, so the error found is this part of the bias
-_SEEN_BIAS = np.sqrt(2) - 1
+_SEEN_BIAS = math.sqrt(2) - 1
 _NO_SPREAD = 1e-12  # variances below are rounding
 
 
@@ -53,7 +55,11 @@ def score_intervals(segments: ScoredSegments, bootstrap: Bootstrap) -> tuple[dic
     ConfigError
         If the bootstrap is of other segments.
     """
-    return _intervals(segments, bootstrap, evaluate_segments(segments), resampled_scores(segments, bootstrap))
+    scores = evaluate_segments(segments)
+    overall, by_class = _intervals(segments, bootstrap, scores, resampled_scores(segments, bootstrap))
+    if overall["ece"] is not None and scores["ece"] <= largest_calibrated_error(segments, bootstrap):
+        overall["ece"] = 0.0, overall["ece"][1]
+    return overall, by_class
 
 
 def answered_intervals(segments: ScoredSegments, rules: DecisionRules, bootstrap: Bootstrap
@@ -69,8 +75,102 @@ def difference_interval(difference: float | None, resampled: np.ndarray, *, conf
     """Return the interval of a difference, float64 ``(n_bootstrap,)`` on each resample; None where it is undefined."""
     if difference is None or not np.isfinite(resampled).all() or degrees_of_freedom <= 0:
         return None
-    half = _quantile(confidence, degrees_of_freedom) * float(resampled.std())
+    half = student_quantile(confidence, degrees_of_freedom) * float(resampled.std())
     return difference - half, difference + half
+
+
+def score_interval(name: str, value: float | None, resampled: np.ndarray, *, quantile: float) -> Interval:
+    """Return the interval of a score by its kind.
+
+    Parameters
+    ----------
+    name : str
+        Of the score.
+    value : float or None
+        On the test set.
+    resampled : np.ndarray, float64, shape (n_bootstrap,)
+        On each resample.
+    quantile : float
+        Of Student's distribution.
+
+    Returns
+    -------
+    (low, high) or None
+        None where the score is undefined, of the test set or of a resample, or nothing varies.
+    """
+    if value is None or not np.isfinite(resampled).all() or resampled.var() < _NO_SPREAD ** 2:
+        return None
+    mean, variance = float(resampled.mean()), float(resampled.var())
+    if name not in _LARGEST:
+        return wilson_interval(value, mean * (1 - mean) / variance, quantile=quantile)
+    low, high = count_interval(value, mean / variance, quantile=quantile)
+    if name == "ece":
+        low = max(0.0, value - max(0.0, mean - value) / _SEEN_BIAS - quantile * math.sqrt(variance))
+    return low, min(high, _LARGEST[name])
+
+
+def count_interval(loss: float, n_units: float, *, quantile: float) -> tuple[float, float]:
+    """Return the score interval of a mean above 0 whose variance is in proportion to it, as that of a count is.
+
+    Parameters
+    ----------
+    loss : float, at least 0
+        The mean.
+    n_units : float
+        Above 0: the mean over its variance.
+    quantile : float
+        As ``wilson_interval`` takes it.
+
+    Returns
+    -------
+    low, high : float, at least 0
+        The interval (Brown, Cai and DasGupta 2003, "Interval estimation in exponential families", section 2).
+    """
+    squared = quantile ** 2 / n_units
+    half = math.sqrt(squared * loss + squared ** 2 / 4)
+    return max(0.0, loss + squared / 2 - half), loss + squared / 2 + half
+
+
+def largest_calibrated_error(segments: ScoredSegments, bootstrap: Bootstrap) -> float:
+    """Return the calibration error that noise alone may give: a calibrated model exceeds it as seldom as a low end may.
+
+    Where a model is calibrated, right less confident is noise around 0 in each recording, and might as well have had
+    the other sign. So signs are drawn for whole recordings (Liu 1988, "Bootstrap procedures under some non-i.i.d.
+    models": the wild bootstrap).
+    """
+    gaps = calibration_gaps(segments.probabilities, segments.labels, n_bins=N_CALIBRATION_BINS, groups=bootstrap.groups)
+    rng, n_recordings, errors = np.random.default_rng(bootstrap.seed), bootstrap.n_recordings, []
+    per_part = max(1, RESAMPLED_CELLS // n_recordings)
+    for start in range(0, bootstrap.n_bootstrap, per_part):
+        size = (n_recordings, min(per_part, bootstrap.n_bootstrap - start))
+        errors.append(np.abs(gaps @ rng.choice([-1.0, 1.0], size=size)).sum(axis=0) / bootstrap.n_segments)
+    return float(np.quantile(np.concatenate(errors), (1 + bootstrap.confidence) / 2))
+
+
+def wilson_interval(share: float, n_trials: float, *, quantile: float) -> tuple[float, float]:
+    """Return the score interval of a share (Wilson 1927; Brown, Cai and DasGupta 2001, equation 4).
+
+    The share need not be a whole number of successes: trials whose outcomes lie between 0 and 1 vary no more than those
+    that are one or the other, so the interval is then too wide rather than too narrow.
+
+    Parameters
+    ----------
+    share : float, range 0..1
+        Mean outcome.
+    n_trials : float
+        Above 0.
+    quantile : float
+        Of the standard normal distribution, or of Student's: 1.96 for 95 %.
+
+    Returns
+    -------
+    low, high : float, range 0..1
+        The interval; it holds the share.
+    """
+    squared = quantile ** 2 / n_trials
+    half = math.sqrt(squared * share * (1 - share) + squared ** 2 / 4)
+    low, high = ((share + squared / 2 + sign * half) / (1 + squared) for sign in (-1, 1))
+    return min(max(low, 0.0), share), max(min(high, 1.0), share)
 
 
 def degrees_of_freedom(name: str, by_class: Scores, *, support: np.ndarray, n_recordings: np.ndarray) -> float:
@@ -115,14 +215,14 @@ def _intervals(segments: ScoredSegments, bootstrap: Bootstrap, found: Mapping, r
     if bootstrap.n_recordings > 1:
         for name, values in overall.items():
             freedom = degrees_of_freedom(name, by_class, support=support, n_recordings=n_recordings)
-            intervals[name] = _interval(name, found[name], values, _quantile(confidence, freedom))
+            intervals[name] = score_interval(name, found[name], values, quantile=student_quantile(confidence, freedom))
     scores_of_class = {row["class_name"]: row for row in found["per_class"]}
     rows = []
     for k, class_name in enumerate(names):
         reason, row = _why_none(n_recordings[k]), {"class_name": class_name, **dict.fromkeys(by_class)}
         if reason is None and class_name in scores_of_class:
-            quantile = _quantile(confidence, n_recordings[k] - 1)
-            row |= {name: _interval(name, scores_of_class[class_name][name], values[k], quantile)
+            quantile = student_quantile(confidence, n_recordings[k] - 1)
+            row |= {name: score_interval(name, scores_of_class[class_name][name], values[k], quantile=quantile)
                     for name, values in by_class.items()}
         rows.append({**row, "reason": reason})
     return intervals, rows
@@ -134,33 +234,6 @@ def _why_none(n_recordings: int) -> str | None:
     return "one recording cannot tell how recordings vary" if n_recordings == 1 else None
 
 
-def _quantile(confidence: float, freedom: float) -> float:
+def student_quantile(confidence: float, freedom: float) -> float:
+    """Return the two-sided quantile of Student's distribution for degrees of freedom above 0."""
     return float(stats.t.ppf((1 + confidence) / 2, freedom))
-
-
-def _interval(name: str, value: float | None, resampled: np.ndarray, quantile: float) -> Interval:
-    """Return the interval of a score by its kind; None where the score is undefined or nothing varies."""
-    if value is None or not np.isfinite(resampled).all() or resampled.var() < _NO_SPREAD ** 2:
-        return None
-    if name in _LOSSES or name == "ece":
-        return _loss_interval(value, resampled, quantile, is_biased=name == "ece")
-    return _wilson_interval(value, resampled, quantile)
-
-
-def _wilson_interval(share: float, resampled: np.ndarray, quantile: float) -> Interval:
-    mean = float(resampled.mean())
-    n_trials = mean * (1 - mean) / float(resampled.var())
-    squared = quantile ** 2 / n_trials
-    half = np.sqrt(squared * share * (1 - share) + squared ** 2 / 4)
-    low, high = ((share + squared / 2 + sign * half) / (1 + squared) for sign in (-1, 1))
-    return float(np.clip(low, 0, share)), float(np.clip(high, share, 1))
-
-
-def _loss_interval(loss: float, resampled: np.ndarray, quantile: float, *, is_biased: bool) -> Interval:
-    if not loss:
-        return None
-    half = quantile * float(resampled.std())
-    low = loss * np.exp(-half / loss)
-    if is_biased:
-        low = max(0.0, loss - max(0.0, float(resampled.mean()) - loss) / _SEEN_BIAS - half)
-    return float(low), float(loss * np.exp(half / loss))

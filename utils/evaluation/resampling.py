@@ -136,15 +136,17 @@ class Bootstrap:
         per_part = max(1, RESAMPLED_CELLS // self.n_recordings)
         for start in range(0, self.n_bootstrap, per_part):
             n_resamples = min(per_part, self.n_bootstrap - start)
-            counts = np.ones((self.n_recordings, n_resamples))
+            counts = np.empty((self.n_recordings, n_resamples))
             for recordings, rng in zip(classes, of_classes):
-                if len(recordings) > 1:
-                    counts[recordings] = _drawn_counts(rng, len(recordings), n_resamples)
+                counts[recordings] = drawn_counts(rng, len(recordings), n_resamples)
             right, missed = _imagined_weights(of_imagined, n_imagined, n_classes, n_resamples)
             yield Draws(counts, right, missed)
 
 
-def _drawn_counts(rng: np.random.Generator, n_recordings: int, n_resamples: int) -> np.ndarray:
+def drawn_counts(rng: np.random.Generator, n_recordings: int, n_resamples: int) -> np.ndarray:
+    """Return how often each recording counts in some resamples, float64 ``(n_recordings, n_resamples)``."""
+    if n_recordings < 2:
+        return np.ones((n_recordings, n_resamples))
     drawn = rng.integers(0, n_recordings, size=(n_resamples, n_recordings - 1))
     cells = drawn * n_resamples + np.arange(n_resamples)[:, None]
     counts = np.bincount(cells.ravel(), minlength=n_recordings * n_resamples).reshape(n_recordings, n_resamples)

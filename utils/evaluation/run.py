@@ -1,11 +1,11 @@
 """Evaluation: models and a test manifest in; scores with intervals, pictures and a page out.
 
 Each model sees the test recordings through its own front end: the stored spectrograms where they were made by it,
-otherwise the audio itself.
+otherwise the audio itself. Where nothing tells what made them they are taken if they fit, as training does.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,28 +13,30 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from models.description import ModelDescription
 from models.efficientnet import LEGACY_RESNET_NAME
+from models.efficientnet_config import FrontendConfig
 from models.errors import CheckpointError, ConfigError, ManifestError
-from utils import reports
-from utils.evaluation.comparison import paired_comparison
+from utils.evaluation.comparison import Comparison, paired_comparison
 from utils.evaluation.cost import count_multiply_adds, measure_latency
 from utils.evaluation.facts import facts_of_rows
 from utils.evaluation.failure_examples import failure_examples
 from utils.evaluation.failures import find_failures
-from utils.evaluation.intervals import Bootstrap, answered_intervals, score_intervals
+from utils.evaluation.leakage import recordings_heard, recordings_learnt
 from utils.evaluation.page import write_evaluation_page
 from utils.evaluation.peak import measure_peak
+from utils.evaluation.pictures import draw_pictures, picture_name, remove_other_pictures
+from utils.evaluation.provenance import provenance
 from utils.evaluation.recordings import recording_scores
-from utils.evaluation.results import Evaluation, Latency, ModelEvaluation
+from utils.evaluation.resampling import Bootstrap
+from utils.evaluation.results import Evaluation, Latency, LevelScores, ModelEvaluation, level_scores
 from utils.evaluation.slices import slice_scores
-from utils.metrics import ScoredSegments, answered_scores, evaluate_segments
+from utils.metrics import ScoredSegments
 from utils.prediction.predictor import EfficientNetPredictor
 from utils.running.progress import progress
 from utils.storage.files import write_json
 from utils.storage.locks import locked
 from utils.storage.manifest import NOT_AUGMENTED, Manifest, recording_contents
-from utils.storage.names import check_inside, recording_hash, safe_name
+from utils.storage.names import check_inside
 from utils.storage.spectrograms import SpectrogramDataset, make_loader
 from utils.storage.tables import write_table
 
@@ -42,7 +44,6 @@ logger = logging.getLogger(__name__)
 
 _BYTES_PER_MEGABYTE = 1e6
 MOST_EXAMPLES = 8  # mistakes of a model that can be seen and heard on the page
-_PICTURES_OF_A_MODEL = ("confusion_matrix", "roc_curves", "precision_recall_curves", "reliability")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,8 @@ class EvaluationSettings:
         Libraries that a checkpoint is timed in beside its own.
     measures_memory : bool
         Whether to load each model in a process of its own to see how much memory that takes.
+    command : str
+        What was typed to ask for it; the report repeats it.
     """
 
     output_dir: Path
@@ -80,16 +83,17 @@ class EvaluationSettings:
     seed: int
     other_backends: Sequence[str] = ()
     measures_memory: bool = False
+    command: str = ""
 
 
 def evaluate_models(predictors: Mapping[str, tuple[Path, EfficientNetPredictor]], manifest: Manifest,
                     settings: EvaluationSettings) -> Evaluation:
-    """Score one or two models and write the whole output folder.
+    """Score models and write the whole output folder.
 
     Parameters
     ----------
     predictors : mapping
-        Name to checkpoint path and loaded predictor; the first is compared against the second.
+        Name to checkpoint path and loaded predictor; the first is compared against each other one.
     manifest : Manifest
         Test rows; augmented copies are left out.
     settings : EvaluationSettings
@@ -107,9 +111,9 @@ def evaluate_models(predictors: Mapping[str, tuple[Path, EfficientNetPredictor]]
     ConfigError
         If another process writes the folder, or two models would write the same pictures.
     ManifestError
-        If a model needs the audio and it cannot be found.
+        If a model needs the audio and it cannot be found, or a spectrogram cannot be read.
     """
-    if len({_stem(name) for name in predictors}) != len(predictors):
+    if len({picture_name(name) for name in predictors}) != len(predictors):
         raise ConfigError(f"the models' names must differ as file names, got {', '.join(predictors)}")
     with locked(settings.output_dir):
         test = _TestSet(manifest)
@@ -117,24 +121,30 @@ def evaluate_models(predictors: Mapping[str, tuple[Path, EfficientNetPredictor]]
                               confidence=settings.confidence, seed=settings.seed)
         models = [_evaluate_model(name, path, predictor, test, bootstrap, settings)
                   for name, (path, predictor) in predictors.items()]
-        comparison = None
-        if len(models) == 2:
-            comparison = paired_comparison(models[0].segments, models[1].segments, bootstrap)
-        others = {model.name: paired_comparison(models[0].segments, model.segments, bootstrap)
-                  for model in models[1:]} if len(models) > 2 else {}
-        slices = slice_scores({model.name: model.segments for model in models}, test.recording_ids,
-                              facts_of_rows(manifest).iloc[test.rows], confidence=settings.confidence,
-                              seed=settings.seed)
-        evaluation = Evaluation(test_csv=manifest.path.name, class_names=manifest.classes.names, bootstrap=bootstrap,
-                                models=models, comparison=comparison, others=others, slices=slices)
+        evaluation = Evaluation(
+            test_csv=manifest.path.name, class_names=manifest.classes.names, bootstrap=bootstrap, models=models,
+            comparisons=_comparisons(models, bootstrap),
+            recording_comparisons=_comparisons([model.recordings for model in models], bootstrap.of_recordings()),
+            slices=slice_scores({model.name: model.segments for model in models}, test.recording_ids,
+                                test.facts.iloc[test.rows], confidence=settings.confidence, seed=settings.seed),
+            provenance=provenance(manifest, command=settings.command,
+                                  backends={latency.device for model in models
+                                            for latency in (model.latency, *model.other_latencies)}))
         write_json(settings.output_dir / "metrics.json", evaluation.to_dict())
         _write_predictions(settings.output_dir / "predictions.csv", models, test)
-        pictures = _draw_pictures(settings.output_dir, models)
-        examples = {model.name: failure_examples(model.failures, manifest, settings.audio_dir, most=MOST_EXAMPLES)
+        pictures = draw_pictures(settings.output_dir, models)
+        examples = {model.name: failure_examples(model.failures, test.facts, settings.audio_dir or manifest.input_dir,
+                                                 most=MOST_EXAMPLES)
                     for model in models if model.failures}
         write_evaluation_page(settings.output_dir / "report.html", evaluation, pictures=pictures, examples=examples)
-        _remove_pictures_of_other_models(settings.output_dir, kept={path for _, path in pictures})
+        remove_other_pictures(settings.output_dir, kept={picture.path for picture in pictures})
     return evaluation
+
+
+def _comparisons(models: Sequence[LevelScores], bootstrap: Bootstrap) -> dict[str, Comparison]:
+    """Compare the first model with each other one."""
+    first, *others = models
+    return {other.name: paired_comparison(first.segments, other.segments, bootstrap) for other in others}
 
 
 class _TestSet:
@@ -149,6 +159,11 @@ class _TestSet:
         self.recording_ids = manifest.recording_ids()[self.rows]
 
     @cached_property
+    def facts(self) -> pd.DataFrame:
+        """What is known of the recording of each row of the manifest."""
+        return facts_of_rows(self.manifest)
+
+    @cached_property
     def contents(self) -> dict[str, frozenset[str]]:
         """What each recording is recognised by, whatever it is called."""
         return recording_contents(self.manifest)
@@ -159,28 +174,30 @@ def _evaluate_model(name: str, path: Path, predictor: EfficientNetPredictor, tes
     logger.info("scoring %s on %d segments of %d recordings", name, bootstrap.n_segments, bootstrap.n_recordings)
     probabilities = model_probabilities(predictor, test.manifest, test.rows, audio_dir=settings.audio_dir,
                                         n_workers=settings.n_workers)
-    order = _class_order(predictor, test.manifest)
-    undone = predictor.model.calibration.undone(probabilities[:, np.argsort(order)])[:, order]
     segments = ScoredSegments(probabilities, test.labels, test.manifest.classes.names)
-    intervals, class_intervals = score_intervals(segments, bootstrap)
-    before = evaluate_segments(ScoredSegments(undone, test.labels, segments.class_names))
     rules = predictor.model.rules
-    sure, sure_of_class = answered_intervals(segments, rules, bootstrap)
+    recordings = level_scores(name, recording_scores(segments, test.recording_ids), rules, bootstrap.of_recordings())
+    learnt = recordings_learnt(predictor.model, test.contents)
+    heard = recordings_heard(predictor.model, test.contents)
+    _warn_of_leakage(name, learnt or (), heard)
     return ModelEvaluation(
-        name=name, segments=segments, metrics=evaluate_segments(segments), intervals=intervals,
-        class_intervals=class_intervals, description=predictor.model,
-        answered={**answered_scores(segments, rules), "intervals": sure, "class_intervals": sure_of_class},
+        **vars(level_scores(name, segments, rules, bootstrap)), recordings=recordings, description=predictor.model,
         file_megabytes=round(path.stat().st_size / _BYTES_PER_MEGABYTE, 2),
         latency=_timed(path, predictor, settings),
         other_latencies=[_timed(path, EfficientNetPredictor(path, device="cpu", backend=backend), settings)
                          for backend in settings.other_backends
                          if path.suffix.lower() != ".onnx" and not _is_legacy(predictor)],
         n_multiply_adds=count_multiply_adds(path, predictor),
-        before_calibration={score: before[score] for score in ("ece", "brier_score", "log_loss")},
-        recording_metrics=evaluate_segments(recording_scores(segments, test.recording_ids)),
-        failures=find_failures(segments, test.manifest.rows.iloc[test.rows], most=MOST_EXAMPLES),
-        recordings_seen_in_training=_count_seen(predictor.model, test),
-        recordings_heard_before=_count_heard(predictor.model, test))
+        failures=find_failures(segments, test.manifest.rows.iloc[test.rows], learnt=learnt or (), most=MOST_EXAMPLES),
+        recordings_seen_in_training=None if learnt is None else len(learnt), recordings_heard_before=len(heard))
+
+
+def _warn_of_leakage(name: str, learnt: Collection[str], heard: Collection[str]) -> None:
+    if learnt:
+        logger.warning("%d test recordings were used to train %s: its scores are too good", len(learnt), name)
+    if heard:
+        logger.warning("%d test recordings were heard, without labels, by the network that %s began with: on"
+                       " recordings that are new to it its scores may be lower", len(heard), name)
 
 
 def _timed(path: Path, predictor: EfficientNetPredictor, settings: EvaluationSettings) -> Latency:
@@ -201,7 +218,7 @@ def model_probabilities(predictor: EfficientNetPredictor, manifest: Manifest, ro
                         audio_dir: Path | None, n_workers: int = 0) -> np.ndarray:
     """Return calibrated probabilities float64 ``(n_rows, n_classes)`` in the manifest's class order."""
     order = _class_order(predictor, manifest)
-    if manifest.frontend is not None and manifest.frontend == predictor.model.frontend:
+    if _serves(manifest, rows, predictor.model.frontend, audio_dir):
         loader = make_loader(SpectrogramDataset(manifest, rows), batch_size=predictor.batch_size, shuffle_seed=None,
                              n_workers=n_workers, pin_memory=False)
         bar = progress(loader, total=len(loader), description="scoring", unit="batch")
@@ -209,6 +226,24 @@ def model_probabilities(predictor: EfficientNetPredictor, manifest: Manifest, ro
     else:
         probabilities = _from_audio(predictor, manifest, rows, audio_dir)
     return probabilities[:, order]
+
+
+def _serves(manifest: Manifest, rows: np.ndarray, frontend: FrontendConfig, audio_dir: Path | None) -> bool:
+    """Whether the stored spectrograms are those of a model's front end, as far as that can be told."""
+    if manifest.frontend is not None:
+        return manifest.frontend == frontend
+    if audio_dir is not None and _tells_windows(manifest):
+        return False
+    shape = SpectrogramDataset(manifest, rows).shape
+    if shape != (frontend.n_mels, frontend.n_frames):
+        return False
+    logger.warning("%s has no dataset.json beside it: its spectrograms, of shape %s, are taken to be made by the"
+                   " model's front end", manifest.path, shape)
+    return True
+
+
+def _tells_windows(manifest: Manifest) -> bool:
+    return bool(manifest.rows[["source_path", "start_seconds", "end_seconds"]].astype(str).ne("").all(axis=None))
 
 
 def _class_order(predictor: EfficientNetPredictor, manifest: Manifest) -> list[int]:
@@ -242,39 +277,12 @@ def _from_audio(predictor: EfficientNetPredictor, manifest: Manifest, rows: np.n
 def _audio_folder(manifest: Manifest, audio_dir: Path | None) -> Path:
     """Return the folder of the recordings; ManifestError when the manifest does not tell what is needed of them."""
     folder = audio_dir or manifest.input_dir
-    placed = manifest.rows[["source_path", "start_seconds", "end_seconds"]].astype(str).ne("").all(axis=None)
+    placed = _tells_windows(manifest)
     if not placed or folder is None:
         raise ManifestError(f"{manifest.path} does not tell {'where its recordings are' if placed else 'its windows'},"
                             f" and a model has another front end than its spectrograms: preprocess again, or"
                             f" {'give --audio_dir' if placed else 'evaluate a model of the same front end'}")
     return folder
-
-
-def _count_seen(model: ModelDescription, test: _TestSet) -> int | None:
-    """Return how many test recordings the model learnt from; None when its file has no list."""
-    recordings = set(test.recording_ids.tolist())
-    if "recording_contents" in model.metadata:
-        learnt = set(model.metadata["recording_contents"])
-        n_seen = sum(not learnt.isdisjoint(test.contents[recording_id]) for recording_id in recordings)
-    elif "recordings" in model.metadata:  # NightScan 2.0 knew recordings by their name only
-        n_seen = len({recording_hash(recording_id) for recording_id in recordings} & set(model.metadata["recordings"]))
-    else:
-        return None
-    if n_seen:
-        logger.warning("%d test recordings were used to train %s: its scores are too good", n_seen, model.model_name)
-    return n_seen
-
-
-def _count_heard(model: ModelDescription, test: _TestSet) -> int:
-    """Return how many test recordings the model's start has heard, without labels."""
-    heard = set(model.metadata.get("heard_contents", ()))
-    if not heard:
-        return 0
-    n_heard = sum(not heard.isdisjoint(test.contents[recording_id]) for recording_id in set(test.recording_ids))
-    if n_heard:
-        logger.warning("%d test recordings were heard, without labels, by the network that %s began with: on"
-                       " recordings that are new to it its scores may be lower", n_heard, model.model_name)
-    return n_heard
 
 
 def _write_predictions(path: Path, models: Sequence[ModelEvaluation], test: _TestSet) -> None:
@@ -292,36 +300,6 @@ def _write_predictions(path: Path, models: Sequence[ModelEvaluation], test: _Tes
             part[f"score_{name}"] = probabilities[:, index].round(6)
         parts.append(part)
     write_table(path, pd.concat(parts))
-
-
-def _draw_pictures(folder: Path, models: Sequence[ModelEvaluation]) -> list[tuple[str, Path]]:
-    """Draw every picture; return title and path of each in the order of the page."""
-    pictures = [("Scores and classes", folder / "comparison.png"), ("What is answered", folder / "coverage.png")]
-    reports.plot_comparison(pictures[0][1], models)
-    reports.plot_coverage(pictures[1][1], models)
-    for model in models:
-        segments, names = model.segments, model.segments.class_names
-        paths = {kind: folder / f"{kind}_{_stem(model.name)}.png" for kind in _PICTURES_OF_A_MODEL}
-        reports.plot_confusion_matrix(paths["confusion_matrix"], np.array(model.metrics["confusion_matrix"]),
-                                      class_names=names, title=model.name)
-        reports.plot_roc_curves(paths["roc_curves"], segments.probabilities, segments.labels, class_names=names)
-        reports.plot_precision_recall_curves(paths["precision_recall_curves"], segments.probabilities,
-                                             segments.labels, class_names=names)
-        reports.plot_reliability(paths["reliability"], segments.probabilities, segments.labels,
-                                 title=model.name)
-        pictures += [(f"{model.name}: {kind.replace('_', ' ')}", path) for kind, path in paths.items()]
-    return pictures
-
-
-def _remove_pictures_of_other_models(folder: Path, *, kept: set[Path]) -> None:
-    """Remove what an earlier evaluation drew of models that this one does not have."""
-    for kind in _PICTURES_OF_A_MODEL:
-        for path in sorted(set(folder.glob(f"{kind}_*.png")) - kept):
-            path.unlink()
-
-
-def _stem(model_name: str) -> str:
-    return safe_name(model_name).lower()
 
 
 def legacy_class_names(manifest: Manifest) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ Classes are not spread evenly over such bins, so a bin is compared with recordin
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from scipy import stats
 
 from models.errors import ConfigError
 from utils.evaluation.facts import PROPERTIES, Bins, put_into_bins
+from utils.evaluation.intervals import wilson_interval
 from utils.metrics import ScoredSegments, classification_scores, confusion_matrix
 
 _MOST_PERMUTATIONS, _FEWEST_PERMUTATIONS = 4999, 1999  # these can still tell at 5 % after correction for 90 bins
@@ -192,7 +192,7 @@ class _Units:
 
 def _slice(bins: Bins, place: int, recordings: np.ndarray, segments_of_models: Mapping[str, ScoredSegments],
            units: Mapping[str, _Units], confidence: float) -> Slice:
-    chosen, scores = bins.of_segment == place, {}
+    chosen, scores, quantile = bins.of_segment == place, {}, float(stats.norm.ppf((1 + confidence) / 2))
     n_recordings = len(np.unique(recordings[chosen]))
     for name, segments in segments_of_models.items():
         labels = segments.labels[chosen]
@@ -200,35 +200,9 @@ def _slice(bins: Bins, place: int, recordings: np.ndarray, segments_of_models: M
                                      n_classes=len(segments.class_names))
         accuracy = float(units[name].right[units[name].bins == place].mean())
         scores[name] = SliceScore(accuracy=accuracy, macro_f1=classification_scores(confusion)["macro_f1"],
-                                  interval=wilson_interval(accuracy, n_recordings, confidence=confidence))
+                                  interval=wilson_interval(accuracy, n_recordings, quantile=quantile))
     return Slice(name=bins.names[place], n_recordings=n_recordings, n_segments=int(chosen.sum()),
                  n_classes=len(np.unique(labels)), scores=scores)
-
-
-def wilson_interval(share: float, n_trials: int, *, confidence: float) -> tuple[float, float]:
-    """Return the score interval of a share (Wilson 1927; Brown, Cai and DasGupta 2001, equation 4).
-
-    The share need not be a whole number of successes: trials whose outcomes lie between 0 and 1 vary no more than those
-    that are one or the other, so the interval is then too wide rather than too narrow.
-
-    Parameters
-    ----------
-    share : float, range 0..1
-        Mean outcome.
-    n_trials : int
-        At least 1.
-    confidence : float, range 0..1
-        Of the interval.
-
-    Returns
-    -------
-    low, high : float, range 0..1
-        The interval.
-    """
-    z = float(stats.norm.ppf((1 + confidence) / 2))
-    centre = (share + z * z / (2 * n_trials)) / (1 + z * z / n_trials)
-    half = z / (1 + z * z / n_trials) * math.sqrt(share * (1 - share) / n_trials + (z / (2 * n_trials)) ** 2)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 # Which bins are worse

@@ -28,9 +28,7 @@ _CONFOUNDS_NOTE = ("How well the class can be told from a property without heari
                    " below. A coloured bar beyond both means that a network may learn the property instead of the"
                    " sound, and that scores on these data promise too much.")
 _CSS = """
-.verdict { border-left: .3rem solid var(--accent); background: var(--raised); padding: .75rem 1.25rem; }
-.verdict p { margin: .4rem 0; } .verdict p:first-child { font-size: 1.15rem; }
-:root { --accent: #0072b2; --error: #a3211b; --warning: #8a5a00; }
+:root { --error: #a3211b; --warning: #8a5a00; }
 .finding { border-top: 1px solid var(--line); padding: .9rem 0; }
 .finding h3 { font-size: 1rem; margin: 0; } .finding p { margin: .3rem 0; overflow-wrap: anywhere; }
 .severity { border: 1px solid; border-radius: .3rem; padding: 0 .4rem; margin-right: .5rem; font-size: .85rem; }
@@ -42,7 +40,7 @@ code { white-space: nowrap; font-size: .92em; }
 .chart { vertical-align: middle; } .chart rect { fill: var(--line); } .chart .untold { fill: var(--faint); }
 .chart .told { fill: var(--accent); } .chart path { stroke: var(--text); fill: none; }
 @media screen and (prefers-color-scheme: dark) {
-:root { --accent: #58b4ec; --error: #ff8f86; --warning: #f0b64d; } }
+:root { --error: #ff8f86; --warning: #f0b64d; } }
 @media print { .finding { break-inside: avoid; } }
 """
 
@@ -50,7 +48,7 @@ code { white-space: nowrap; font-size: .92em; }
 def write_audit_page(path: str | os.PathLike, *, findings: Sequence[Finding], files: pd.DataFrame,
                      labels: pd.DataFrame, confounds: pd.DataFrame, input_dir: str | os.PathLike,
                      examples: int = 12) -> None:
-    """Write what was found as one self-contained HTML page: no script, no network, pictures and sounds inside.
+    """Write what was found as one self-contained HTML page: no network, pictures and sounds inside.
 
     Parameters
     ----------

@@ -70,7 +70,8 @@ def test_comparison_says_better_and_worse_by_the_stated_metric(rng):
     assert worse.differences["macro_f1"].difference == pytest.approx(-better.differences["macro_f1"].difference)
     assert better.permutation.p == pytest.approx(1 / 10_000) and not better.permutation.exact
     assert better.reason.startswith(f"swapping the models on the {better.permutation.n_differing} of 120 recordings")
-    assert better.reason.endswith("gives p = 0.0001, and the interval of the difference excludes 0")
+    assert better.reason.endswith(", in 9,999 ways drawn at random, gives p = 0.0001, and the interval of the"
+                                  " difference excludes 0")
 
 
 def test_a_model_ties_with_itself_but_not_with_certainty(rng):
@@ -119,7 +120,7 @@ def test_a_difference_on_few_of_many_recordings_is_not_significant():
     answers = np.where(np.arange(40) < 5, (labels + 1) % 4, labels)
     result = compare(np.eye(4)[labels], np.eye(4)[answers], labels, np.arange(40))
     assert (result.verdict, result.permutation.n_differing) == ("no significant difference", 5)
-    assert result.reason.endswith("gives p = 0.0625, more than the 0.05 that is asked for")
+    assert result.reason.endswith(", in all 32 ways, gives p = 0.0625, more than the 0.05 that is asked for")
 
 
 def test_test_and_interval_must_agree_on_a_verdict():
@@ -128,8 +129,9 @@ def test_test_and_interval_must_agree_on_a_verdict():
                 for interval in ((-0.01, 0.3), (0.01, 0.3), None)}
     assert [verdict for verdict, _ in verdicts.values()] == [
         "no significant difference", "better", "no significant difference"]
-    assert verdicts[-0.01, 0.3][1] == ("swapping the models on the 30 of 40 recordings on which their answers differ"
-                                       " gives p = 0.01, but the interval of the difference includes 0")
+    assert verdicts[-0.01, 0.3][1] == ("swapping the models on the 30 of 40 recordings on which their answers differ,"
+                                       " in 999 ways drawn at random, gives p = 0.01, but the interval of the"
+                                       " difference includes 0")
 
 
 def test_equal_models_are_seldom_told_apart():

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
 from models.efficientnet_config import BACKGROUND_CLASS
@@ -13,6 +14,7 @@ from utils.evaluation import detection_scores
 from utils.evaluation.detection_files import event
 from utils.evaluation.detection_scores import average_precision
 from utils.evaluation.detections import ComparedRecording, DetectionSettings, compare, evaluate_detections
+from utils.evaluation.intervals import score_interval
 from utils.prediction.run import OutputSettings, find_inputs, predict_to_files
 from utils.running.parallel import ThisProcess
 
@@ -154,19 +156,29 @@ def test_a_closer_overlap_leaves_fewer_right():
     assert curve["micro_f1"] == curve["per_class"][0]["recall"] == [1] * 7 + [0.5] * 2
 
 
-def test_intervals_are_quantiles_of_recordings_drawn_whole():
+def test_intervals_have_the_spread_of_recordings_drawn_whole():
     many = [recording(f"{k}.wav", [(0, 1, "owl", 0.9)] * (k % 2), [(0, 1, "owl")]) for k in range(8)]
     found = compare(many, settings(n_bootstrap=500)).events
-    draws = np.random.default_rng(3).multinomial(8, np.full(8, 1 / 8), size=500)
-    recalls = draws[:, 1::2].sum(axis=1) / 8
-    assert found.intervals["micro_recall"] == pytest.approx(np.quantile(recalls, [0.05, 0.95]), abs=ROUNDING)
+    drawn = np.random.default_rng(3).integers(0, 8, size=(500, 7))  # seven of eight, of which the odd ones are found
+    expected = score_interval("recall", 0.5, (drawn % 2).mean(axis=1), quantile=float(stats.t.ppf(0.95, 7)))
+    assert found.intervals["micro_recall"] == pytest.approx(expected, abs=ROUNDING)
     assert found.class_intervals[0]["recall"] == found.intervals["micro_recall"]
+
+
+def test_a_class_of_one_recording_has_no_interval():
+    many = [recording(f"{k}.wav", [(0, 1, "owl", 0.9)] * (k % 2), [(0, 1, "owl")]) for k in range(8)]
+    many.append(recording("9.wav", [(0, 1, "fox", 0.9), (2, 3, "fox", 0.9)], [(0, 1, "fox")]))
+    fox, owl = compare(many, settings()).events.class_intervals
+    assert fox["precision"] is None and fox["recall"] is None
+    assert owl["precision"] is not None and owl["recall"] is not None
 
 
 def test_false_alarms_of_a_resample_are_told_per_hour_of_its_own_recordings():
     many = [recording("a.wav", [(0, 1, "owl", 0.9)] * 4, [], seconds=7200), recording("b.wav", [], [], seconds=3600)]
-    low, high = compare(many, settings()).events.intervals["false_per_hour"]
-    assert (low, high) == (0, 2)
+    found = compare(many, settings()).events.intervals["false_per_hour"]
+    rates = np.array([2.0, 0.0])[np.random.default_rng(3).integers(0, 2, size=200)]  # one is drawn of the two
+    expected = score_interval("false_per_hour", 4 / 3, rates, quantile=float(stats.t.ppf(0.95, 1)))
+    assert found == pytest.approx(expected, abs=ROUNDING)
 
 
 def test_resamples_do_not_depend_on_how_many_are_held_at_once(monkeypatch):

@@ -9,6 +9,7 @@ import soundfile
 from models.errors import AudioError, ConfigError
 from tests.conftest import TINY_CLASSES
 from utils.audio.recordings import RecordingReader
+from utils.evaluation.facts import facts_of_rows
 from utils.evaluation.failure_examples import MOST_SHOWN_SECONDS, FailureExample, failure_examples
 from utils.evaluation.failures import confident_classes, find_failures, likely_label_errors
 from utils.evaluation.failures_page import failures_part
@@ -159,8 +160,9 @@ def tiny_failures(tiny_dataset):
 
 def test_examples_are_the_segments_themselves(tiny_failures, tiny_dataset):
     manifest, failures = tiny_failures
-    for audio_dir in (None, tiny_dataset.audio_dir):  # dataset.json tells the folder where no flag does
-        found = failure_examples(failures, manifest, audio_dir, most=3)
+    facts = facts_of_rows(manifest)
+    for audio_dir in (manifest.input_dir, tiny_dataset.audio_dir):
+        found = failure_examples(failures, facts, audio_dir, most=3)
         assert [each.reason for each in found] == [""] * len(found)
     places = {place.row: place for place in (*failures.mistakes, *failures.label_errors)}
     assert [each.row for each in found][:3] == [mistake.row for mistake in failures.mistakes[:3]]
@@ -169,7 +171,7 @@ def test_examples_are_the_segments_themselves(tiny_failures, tiny_dataset):
         assert each.example.png.startswith(b"\x89PNG") and each.example.mp3
         assert each.example.start_seconds == pytest.approx(place.start_seconds, abs=STEP_SECONDS)
         assert each.example.seconds <= place.end_seconds - place.start_seconds + STEP_SECONDS
-    assert failure_examples(failures, manifest, None, most=0) == []
+    assert failure_examples(failures, facts, tiny_dataset.audio_dir, most=0) == []
 
 
 @pytest.mark.parametrize(("source_path", "reason"), [
@@ -183,15 +185,14 @@ def test_what_cannot_be_shown_is_told_and_never_raised(tiny_failures, tmp_path, 
         path.write_text("no sound at all")
     mistake = type(failures.mistakes[0])(**{**vars(failures.mistakes[0]), "source_path": source_path})
     strange = type(failures)(**{**vars(failures), "mistakes": [mistake], "label_errors": []})
-    found, = failure_examples(strange, manifest, folder, most=3)
+    found, = failure_examples(strange, facts_of_rows(manifest), folder, most=3)
     assert found.example is None
     assert reason in found.reason
 
 
 def test_without_a_folder_nothing_is_shown(tiny_failures):
     manifest, failures = tiny_failures
-    bare = type(manifest)(**{**vars(manifest), "dataset": {}})
-    assert {each.reason for each in failure_examples(failures, bare, None, most=2)} == {
+    assert {each.reason for each in failure_examples(failures, facts_of_rows(manifest), None, most=2)} == {
         "the manifest does not tell where its recordings are"}
 
 

@@ -1,3 +1,6 @@
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -7,12 +10,13 @@ from tests.benchmarks.evaluating import covered, truth
 from tests.utils.evaluation.test_resampling import resamples
 from tests.utils.test_metrics import CLASS_NAMES, EXACT, draw
 from utils import metrics
-from utils.evaluation import intervals
-from utils.evaluation.intervals import answered_intervals, degrees_of_freedom, difference_interval, score_intervals
+from utils.evaluation.intervals import (answered_intervals, degrees_of_freedom, difference_interval,
+                                        largest_calibrated_error, score_interval, score_intervals, wilson_interval)
 from utils.evaluation.recordings import recording_scores
 from utils.evaluation.resampling import resampled_scores
 from utils.metrics import ScoredSegments
 
+PRINTED = 5e-4  # published intervals have three decimals
 ROUNDING = 1e-9  # sums in another order, through a ratio of variances
 LEAST_COVERAGE = 0.93  # of 95 % intervals
 MOST_COVERAGE = 0.98 + 0.009  # with many recordings; two standard errors of 1000 simulations
@@ -138,27 +142,69 @@ def test_a_single_recording_gives_no_interval(rng):
 def test_the_interval_of_a_share_is_wilsons_where_the_variance_is_binomial():
     resampled = np.array([0.8 - 0.4 / np.sqrt(50), 0.8 + 0.4 / np.sqrt(50)])  # mean 0.8, variance that of 50 trials
     expected = stats.binomtest(40, 50).proportion_ci(0.95, method="wilson")
-    found = intervals._interval("accuracy", 0.8, resampled, float(stats.norm.ppf(0.975)))
+    found = score_interval("accuracy", 0.8, resampled, quantile=float(stats.norm.ppf(0.975)))
     assert found == pytest.approx((expected.low, expected.high), abs=EXACT)
 
 
-def test_the_interval_of_a_loss_is_symmetric_on_a_logarithmic_scale():
-    low, high = intervals._interval("log_loss", 0.5, np.array([0.4, 0.6]), 2.0)
-    assert (low, high) == pytest.approx((0.5 * np.exp(-0.4), 0.5 * np.exp(0.4)))
+@pytest.mark.parametrize(("share", "n", "low", "high"), [(0.0, 10, 0.0, 0.278), (0.5, 10, 0.237, 0.763),
+                                                         (1.0, 5, 0.566, 1.0), (0.9, 20, 0.699, 0.972)])
+def test_the_wilson_interval_is_the_published_one(share, n, low, high):
+    assert wilson_interval(share, n, quantile=1.959964) == pytest.approx((low, high), abs=PRINTED)
+
+
+def test_the_ends_of_a_loss_are_as_far_from_it_as_their_own_spread_allows():
+    # variance 0.01 at 0.5, in proportion 0.02 at 1; two standard deviations
+    for end in score_interval("log_loss", 0.5, np.array([0.4, 0.6]), quantile=2.0):
+        assert (end - 0.5) ** 2 == pytest.approx(2.0 ** 2 * 0.02 * end)
+
+
+@pytest.mark.parametrize(("name", "largest"), [("brier_score", 2), ("ece", 1)])
+def test_no_loss_exceeds_the_largest_that_there_is(name, largest):
+    assert score_interval(name, 0.9 * largest, np.array([0.0, largest]), quantile=12.7)[1] == largest
+    assert score_interval("log_loss", 1.8, np.array([0.0, 2.0]), quantile=12.7)[1] > 2
+
+
+def test_a_loss_of_nothing_is_not_certain():
+    for name in ("ece", "log_loss"):
+        low, high = score_interval(name, 0.0, np.array([0.0, 0.1]), quantile=2.0)
+        assert low == 0 and 0.1 < high < 0.5
 
 
 def test_the_calibration_error_of_noise_alone_may_be_nothing():
     """The error of a calibrated model is all noise; resampling adds the same again, and the mean rises by root 2."""
     noise = 0.1 * np.sqrt(2) + np.array([-0.01, 0.01])
-    low, high = intervals._interval("ece", 0.1, noise, 2.0)
-    assert low == 0 and high == pytest.approx(0.1 * np.exp(0.2))
-    assert intervals._interval("ece", 0.1, np.array([0.09, 0.11]), 2.0)[0] == pytest.approx(0.08)
+    low, high = score_interval("ece", 0.1, noise, quantile=2.0)
+    assert low == 0 and (high - 0.1) ** 2 == pytest.approx(4 * 1e-4 / (0.1 * np.sqrt(2)) * high)
+    assert score_interval("ece", 0.1, np.array([0.09, 0.11]), quantile=2.0)[0] == pytest.approx(0.08)
+
+
+def test_the_largest_error_of_a_calibrated_model_is_that_of_all_signs():
+    """Three recordings, one bin: 8 ways to give their gaps signs, of which the largest sum has a share of 2/8."""
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1]])
+    segments = ScoredSegments(probabilities, np.array([0, 1, 1]), ("owl", "fox"))  # gaps 0.1, -0.9, -0.9
+    bootstrap = resamples(["a", "b", "c"], n_bootstrap=4000)
+    errors = sorted(abs(sum(signs * np.array([0.1, -0.9, -0.9]))) / 3 for signs in itertools.product([-1, 1], repeat=3))
+    assert largest_calibrated_error(segments, bootstrap) == pytest.approx(errors[-1])
+    unsure = dataclasses.replace(bootstrap, confidence=0.1)
+    assert largest_calibrated_error(segments, unsure) == pytest.approx(errors[4])
+
+
+def test_a_calibrated_model_may_have_no_error(rng):
+    """A calibrated one has: whatever it shows is noise. One that is too sure by far has not."""
+    confidence = rng.uniform(0.5, 1, size=400)
+    probabilities = np.stack([confidence, 1 - confidence], axis=1)
+    ids = np.arange(400) // 2
+    for rate, is_calibrated in ((confidence, True), (confidence - 0.3, False)):
+        segments = ScoredSegments(probabilities, (rng.random(400) > rate).astype(int), ("owl", "fox"))
+        low = score_intervals(segments, resamples(ids))[0]["ece"][0]
+        assert (low == 0) == is_calibrated
+        assert (metrics.evaluate_segments(segments)["ece"] <= largest_calibrated_error(segments, resamples(ids))
+                ) == is_calibrated
 
 
 def test_nothing_is_told_where_nothing_varies():
-    assert intervals._interval("accuracy", 0.5, np.full(10, 0.5), 2.0) is None
-    assert intervals._interval("ece", 0.0, np.array([0.0, 0.1]), 2.0) is None
-    assert intervals._interval("macro_roc_auc", 0.5, np.array([np.nan, 0.1]), 2.0) is None
+    assert score_interval("accuracy", 0.5, np.full(10, 0.5), quantile=2.0) is None
+    assert score_interval("macro_roc_auc", 0.5, np.array([np.nan, 0.1]), quantile=2.0) is None
     assert difference_interval(0.1, np.array([np.nan, 0.1]), confidence=0.95, degrees_of_freedom=3) is None
 
 
@@ -195,7 +241,7 @@ def test_a_class_has_as_many_degrees_of_freedom_as_recordings_less_one(rng):
     recalls = resampled_scores(segments, bootstrap)[1]["recall"][2]
     found = score_intervals(segments, bootstrap)[1][2]["recall"]
     value = metrics.evaluate_segments(segments)["per_class"][2]["recall"]
-    assert found == intervals._interval("recall", value, recalls, float(stats.t.ppf(0.975, 4)))
+    assert found == score_interval("recall", value, recalls, quantile=float(stats.t.ppf(0.975, 4)))
 
 
 # simulation
@@ -209,6 +255,12 @@ def test_a_short_simulation_covers_the_truth():
     """Each of the scores may miss by chance; all of them together do not."""
     shares = coverage("varied", 4, 60)
     assert np.mean([shares[score] for score in PROMISED]) >= LEAST_COVERAGE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_recordings", [4, 10, 50])
+def test_the_calibration_error_of_a_calibrated_model_is_covered(n_recordings):
+    assert coverage("calibrated", n_recordings, 1000)["ece"] >= LEAST_COVERAGE
 
 
 @pytest.mark.slow

@@ -1,8 +1,11 @@
 import base64
 import dataclasses
+import html
 import json
 import re
+import shlex
 import shutil
+from importlib import metadata
 
 import numpy as np
 import pandas as pd
@@ -12,9 +15,13 @@ from torchvision.models import resnet18
 
 from models.efficientnet import LEGACY_FRONTEND, LEGACY_RESNET_NAME
 from models.errors import CheckpointError, ConfigError, ManifestError
+from scripts import evaluate_model
 from tests.conftest import TINY_CLASSES
+from utils import pages, reports
 from utils.evaluation import run as evaluation
+from utils.evaluation.page import write_evaluation_page
 from utils.evaluation.run import EvaluationSettings, evaluate_models, legacy_class_names, model_probabilities
+from utils.metrics import evaluate
 from utils.prediction.predictor import EfficientNetPredictor
 from utils.storage.checkpoints import load_model
 from utils.storage.files import file_sha256
@@ -26,11 +33,14 @@ ROUNDING = 1e-9  # float64 arithmetic in another order
 PRINTED = 1e-5  # scores of predictions.csv have six decimals
 ALPHABETICAL = ("amphibian_call", "bird_song", "insect_sound", "mammal_call")
 LEGACY_LOGIT = 5.0
+DIGITS = 12  # of scores, where the page is compared with metrics.json
+NUMBER = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?%?")
+COMPARED = ("comparison", "others", "recording_comparison", "recording_others")
 
 
 def settings(output_dir, *, audio_dir=None):
     return EvaluationSettings(output_dir=output_dir, audio_dir=audio_dir, n_bootstrap=50, confidence=0.95,
-                              n_workers=0, latency_runs=2, seed=3)
+                              n_workers=0, latency_runs=2, seed=3, command="evaluate_model.py --test_csv test.csv")
 
 
 def efficientnet(tiny_model, **metadata):
@@ -81,7 +91,7 @@ def moved(tiny_dataset, tmp_path):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Leave out the pictures, which take most of an evaluation of this size."""
-    monkeypatch.setattr(evaluation, "_draw_pictures", lambda folder, models: [])
+    monkeypatch.setattr(evaluation, "draw_pictures", lambda folder, models: [])
 
 
 def rewrite(path, change):
@@ -139,13 +149,16 @@ def test_the_contract_of_metrics_json(evaluated, manifest, tiny_model):
     assert json.loads(json.dumps(evaluated[1].to_dict())) == content
     assert list(first) == ["name", "model_name", "sha256", "file_megabytes", "n_parameters", "metrics", "intervals",
                            "class_intervals", "answered", "latency", "other_latencies", "n_multiply_adds",
-                           "before_calibration", "recording_metrics", "failures", "recordings_seen_in_training",
-                           "recordings_heard_before"]
+                           "before_calibration", "recording_metrics", "recording_intervals",
+                           "recording_class_intervals", "recording_answered", "failures",
+                           "recordings_seen_in_training", "recordings_heard_before"]
     assert first["sha256"] == file_sha256(tiny_model.best)
     assert content["settings"] == {"test_csv": "test.csv", "bootstrap": 50, "confidence": 0.95, "seed": 3}
-    assert set(content["comparison"]) == {"verdict", "reason", "verdict_metric", "confidence", "n_recordings",
-                                          "differences", "mcnemar", "permutation"}
-    assert set(content["comparison"]["differences"]["accuracy"]) == {"difference", "interval"}
+    for name in ("comparison", "recording_comparison"):
+        assert set(content[name]) == {"verdict", "reason", "verdict_metric", "confidence", "n_recordings",
+                                      "differences", "mcnemar", "permutation"}
+        assert set(content[name]["differences"]["accuracy"]) == {"difference", "interval"}
+    assert content["others"] == content["recording_others"] == {}
 
 
 def test_what_is_answered_is_decided_by_the_models_own_rules(evaluated, tiny_model):
@@ -163,7 +176,7 @@ def test_what_is_answered_is_decided_by_the_models_own_rules(evaluated, tiny_mod
 
 
 def test_two_models_are_compared(evaluated):
-    comparison = evaluated[1].comparison
+    comparison = evaluated[1].comparisons["ResNet18"]
     first, second = (model.metrics["accuracy"] for model in evaluated[1].models)
     assert comparison.differences["accuracy"].difference == pytest.approx(first - second, abs=ROUNDING)
     table = pd.read_csv(evaluated[0] / "predictions.csv")
@@ -186,18 +199,19 @@ def test_the_verdict_is_about_the_first_model(tiny_model, manifest, tmp_path, mo
     # they differ on four recordings, so p is 1/8
     given = dataclasses.replace(settings(tmp_path), confidence=0.8)
     found = evaluate_models(dict.fromkeys(("a", "b"), (tiny_model.best, predictor)), manifest, given)
-    assert found.comparison.verdict == verdict
+    assert found.comparisons["b"].verdict == verdict
 
 
 def test_one_model_stands_alone(tiny_model, manifest, tmp_path):
     found = evaluate_models({"EfficientNet": efficientnet(tiny_model)}, manifest, settings(tmp_path))
-    assert found.comparison is None and len(found.models) == 1
+    content = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert [content[name] for name in COMPARED] == [None, {}, None, {}] and len(found.models) == 1
     assert (tmp_path / "report.html").exists() and len(pd.read_csv(tmp_path / "predictions.csv")) == len(manifest.rows)
 
 
 def test_the_page_needs_nothing_beside_it(evaluated):
     page = (evaluated[0] / "report.html").read_text(encoding="utf-8")
-    assert "<script" not in page and "<link" not in page
+    assert not re.search(r"<script[^>]*src|<link", page)
     sources = re.findall(r'src="([^"]*)"', page)
     pictures = [source for source in sources if source.startswith("data:image/png")]
     sounds = [source for source in sources if source.startswith("data:audio/mpeg")]
@@ -207,12 +221,185 @@ def test_the_page_needs_nothing_beside_it(evaluated):
         kind, _, data = source.partition(",")
         assert kind == "data:image/png;base64" and base64.b64decode(data).startswith(b"\x89PNG")
     assert not re.findall(r'href="http|url\(', page)
+    # below each picture stands what to look at
+    assert len(re.findall(r'</figure>\s*<p class="note">Look (?:at|for) ', page)) == 10
+
+
+def test_recordings_are_scored_as_their_segments_mean_probability(evaluated):
+    folder, found = evaluated
+    content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    table, right = pd.read_csv(folder / "predictions.csv"), {}
+    for model, evaluated_model in zip(content["models"], found.models):
+        rows = table[table["model"] == model["name"]].groupby("recording_id")
+        means = rows[[f"score_{name}" for name in TINY_CLASSES]].mean()
+        truth = rows["true_class"].first()  # the segments of a recording have one class
+        tops = means.to_numpy().argmax(axis=1)
+        right[model["name"]] = tops == [TINY_CLASSES.index(name) for name in truth]
+        assert model["recording_metrics"]["n_segments"] == len(means) == content["n_recordings"]
+        assert model["recording_metrics"]["accuracy"] == pytest.approx(right[model["name"]].mean(), abs=ROUNDING)
+        low, high = model["recording_intervals"]["accuracy"]
+        assert 0 <= low <= model["recording_metrics"]["accuracy"] <= high <= 1
+        assert [row["class_name"] for row in model["recording_class_intervals"]] == list(TINY_CLASSES)
+        thresholds = evaluated_model.description.rules.thresholds
+        told = means.max(axis=1) >= [thresholds[TINY_CLASSES[top]] for top in tops]
+        assert model["recording_answered"]["n_answered"] == told.sum()
+    compared = content["recording_comparison"]
+    first, second = right["EfficientNet"], right["ResNet18"]
+    assert compared["differences"]["accuracy"]["difference"] == pytest.approx(first.mean() - second.mean())
+    assert compared["mcnemar"]["only_a_correct"] == (first & ~second).sum()
+    assert compared["n_recordings"] == content["comparison"]["n_recordings"] == content["n_recordings"]
+
+
+def test_calibration_is_undone_in_the_order_of_the_models_own_classes(evaluated, legacy_file, manifest):
+    """What the network's logits alone give, by the network itself."""
+    model = evaluated[1].models[0]
+    rows = np.arange(len(manifest.rows))
+    log_mels = np.stack([np.load(manifest.spectrogram_path(row)) for row in rows])
+    network = load_model(model.description.path).network.eval()
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(log_mels)[:, None]).double()
+    np.testing.assert_allclose(model.uncalibrated, torch.softmax(logits, dim=1).numpy(), atol=PRINTED)
+    wanted = evaluate(model.uncalibrated, manifest.labels(), class_names=TINY_CLASSES)
+    assert model.before_calibration == {name: pytest.approx(wanted[name])
+                                        for name in ("ece", "brier_score", "log_loss")}
+    # nothing was calibrated in NightScan 1, and its classes have another order
+    old = evaluated[1].models[1]
+    np.testing.assert_allclose(old.uncalibrated, old.segments.probabilities, atol=ROUNDING)
+
+
+# how it was measured
+
+def test_the_report_tells_how_it_was_measured(evaluated, tiny_dataset):
+    told = json.loads((evaluated[0] / "metrics.json").read_text(encoding="utf-8"))["provenance"]
+    assert told["versions"]["torch"] == metadata.version("torch")
+    assert {model.latency.device for model in evaluated[1].models} == {"torch-cpu", "onnx-cpu"}
+    assert told["versions"]["onnxruntime"] == metadata.version("onnxruntime") and "openvino" not in told["versions"]
+    assert told["command"] == "evaluate_model.py --test_csv test.csv"
+    info = json.loads((tiny_dataset.output_dir / "dataset.json").read_text(encoding="utf-8"))
+    data = told["data_set"]
+    assert data["sha256"] == file_sha256(tiny_dataset.output_dir / "test.csv") and data["as_prepared"] is True
+    assert (data["recordings"], data["leakage_check"]) == (info["recordings"], info["leakage_check"])
+    assert data["segments"] == {side: len(pd.read_csv(tiny_dataset.output_dir / f"{side}.csv"))
+                                for side in ("train", "val", "test")}
+    assert (data["group_by"], data["ratios"], data["random_state"]) == ("recording", [0.5, 0.25, 0.25], 42)
+
+
+@pytest.fixture
+def bare(moved):
+    """A manifest with only path and label, and nothing beside it."""
+    (moved / "dataset.json").unlink()
+    (moved / "files.csv").unlink()
+    rewrite(moved / "test.csv", lambda rows: rows[["path", "label"]])
+    return read_manifest(moved / "test.csv", class_names=TINY_CLASSES)
+
+
+def test_a_manifest_of_paths_and_labels_is_evaluated_and_told_as_far_as_it_is_known(tiny_model, bare, evaluated,
+                                                                                    tmp_path, no_pictures, caplog):
+    found = evaluate_models({"EfficientNet": efficientnet(tiny_model)}, bare, settings(tmp_path))
+    np.testing.assert_allclose(found.models[0].segments.probabilities, evaluated[1].models[0].segments.probabilities,
+                               atol=ROUNDING)
+    assert "are taken to be made by the model's front end" in caplog.text
+    told = {name: value for name, value in found.provenance["data_set"].items() if value is not None}
+    assert told == {"sha256": file_sha256(bare.path), "knows_recordings": False}
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "each is taken for a recording of its own" in page
+    assert "each is taken for a recording of its own" not in (evaluated[0] / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_manifest_of_paths_and_labels_does_not_serve_another_front_end(tiny_model, legacy_file, bare, tmp_path):
+    with pytest.raises(ManifestError, match="does not tell its windows"):
+        evaluate_models({"ResNet18": legacy(legacy_file, bare)}, bare, settings(tmp_path))
+
+
+def test_the_command_is_told_as_it_was_typed(tiny_model, tiny_dataset, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(evaluation, "evaluate_models", lambda predictors, manifest, settings: given.append(settings))
+    words = ["--test_csv", str(tiny_dataset.output_dir / "test.csv"), "--output_dir", str(tmp_path / "a report"),
+             "--efficientnet_model", str(tiny_model.best), "--device", "cpu"]
+    with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'models'"):  # nothing was evaluated
+        evaluate_model.main(words)
+    assert shlex.split(given[0].command) == ["evaluate_model.py", *words]
+
+
+def test_each_number_of_the_page_stands_in_metrics_json(evaluated, tmp_path, monkeypatch):
+    """With so many digits that no number is found by chance."""
+    monkeypatch.setitem(pages.number_text.__kwdefaults__, "decimals", DIGITS)
+    write_evaluation_page(tmp_path / "report.html", evaluated[1], pictures=[])
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    content = json.loads((evaluated[0] / "metrics.json").read_text(encoding="utf-8"))
+    known = set(number_texts(content))
+    shown = page_numbers(page)
+    assert len(shown) > 200 and shown - known == set()
+
+
+def page_numbers(page):
+    """Return the numbers of tables and of the verdict, without their signs; what is a name or a version is none."""
+    scores, _, _ = page.partition("How it was measured</h2>")
+    cells = re.findall(r"<td>(.*?)</td>", scores, re.DOTALL)
+    verdict, = re.findall(r'<div class="verdict">(.*?)</div>', page, re.DOTALL)
+    texts = [html.unescape(re.sub(r"<[^>]*>", " ", text)) for text in (*cells, verdict)]
+    return {number.lstrip("+-") for text in texts for number in NUMBER.findall(text)}
+
+
+def number_texts(value):
+    """Yield every way in which the page may write the numbers of JSON: whole, rounded, in percent, in millions."""
+    if isinstance(value, (dict, list)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from number_texts(each)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        size = abs(value)
+        yield from (f"{size:,.{decimals}f}" for decimals in (0, 1, 2, DIGITS))
+        yield from (f"{size:.3g}", f"{100 * size:.10g}%", f"{100 * size:.0f}%", f"{size / 1e6:,.0f}")
+    elif isinstance(value, str):
+        yield from (number.lstrip("+-") for number in NUMBER.findall(value))
+
+
+# a leaked test set
+
+@pytest.fixture
+def leaked(moved):
+    """The test manifest with two recordings that training had, under other names: manifest and their ids."""
+    test, train = (pd.read_csv(moved / f"{side}.csv", dtype=str, keep_default_na=False) for side in ("test", "train"))
+    ids = train["recording_id"].unique()[:2]
+    added = train[train["recording_id"].isin(ids)]
+    added = added.assign(recording_id="copy_of_" + added["recording_id"], split="test")
+    pd.concat([test, added]).to_csv(moved / "test.csv", index=False)
+    return read_manifest(moved / "test.csv"), {f"copy_of_{recording_id}" for recording_id in ids}
+
+
+def test_a_leaked_test_set_is_called_leaked_on_top_of_the_page(tiny_model, leaked, tmp_path, no_pictures):
+    manifest, ids = leaked
+    found = evaluate_models({"EfficientNet": efficientnet(tiny_model)}, manifest, settings(tmp_path / "out"))
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    told, = re.findall(r'<div class="verdict"><p[^>]*>(.*?)</p>', page)
+    assert told == (f"This test set is leaked: {len(ids)} of {found.bootstrap.n_recordings} test recordings were used"
+                    f" to train EfficientNet: its scores are too good.")
+    content = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert content["models"][0]["recordings_seen_in_training"] == len(ids)
+    assert content["provenance"]["data_set"]["as_prepared"] is False
+
+
+def test_labels_that_a_model_learnt_are_not_offered_as_errors(tiny_model, leaked, tmp_path, monkeypatch, no_pictures):
+    """The model is sure of the next class on every recording, so every label looks wrong to it."""
+    manifest, ids = leaked
+    answers = 0.7 * np.eye(4)[(manifest.labels() + 1) % 4] + 0.3 / 4
+    monkeypatch.setattr(evaluation, "model_probabilities", lambda *given, **options: answers)
+    path, predictor = efficientnet(tiny_model)
+    found, other = (evaluate_models({"EfficientNet": (path, model)}, manifest, settings(tmp_path / name)).models[0]
+                    for name, model in (("own", predictor), ("other", efficientnet(tiny_model, recordings=[])[1])))
+    suspects, all_suspects = ({error.recording_id for error in each.failures.label_errors} for each in (found, other))
+    assert suspects and not suspects & ids
+    assert found.failures.n_label_errors == other.failures.n_label_errors - len(ids)
+    assert (f"The labels of {len(ids)} test recordings that EfficientNet learnt from are not examined"
+            in (tmp_path / "own" / "report.html").read_text(encoding="utf-8"))
+    assert "so what it says of their labels is out of fold" in (
+        tmp_path / "other" / "report.html").read_text(encoding="utf-8")
 
 
 # the output folder
 
 def test_a_folder_that_is_used_again_shows_one_evaluation(tiny_model, manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation.reports, "_DPI", 20)  # the names count, not the pictures
+    monkeypatch.setattr(reports, "_DPI", 20)  # the names count, not the pictures
     predictors = dict.fromkeys(("EfficientNet", "A/B ../C"), efficientnet(tiny_model))
     evaluate_models(predictors, manifest, settings(tmp_path / "out"))
     kinds = ("confusion_matrix", "roc_curves", "precision_recall_curves", "reliability")
