@@ -375,11 +375,14 @@ def _told(x: Sequence[float | None], y: Sequence[float | None]) -> tuple[list[fl
 
 @contextlib.contextmanager
 def _picture(path: str | os.PathLike, *, width: float, height: float, is_cropped: bool = True) -> Iterator[Figure]:
-    """Give a figure (inches) that is saved as PNG when the block succeeds; cropping takes as long as drawing."""
+    """Give a figure (inches) that is saved as PNG when the block succeeds; to crop it, it is drawn a second time."""
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=_NO_GLYPH)
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
+        if not is_cropped and (engine := figure.get_layout_engine()):
+            engine.execute(figure)
+            figure.set_layout_engine("none")  # or the figure is drawn once to be laid out and once to be seen
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png", dpi=_DPI, bbox_inches="tight" if is_cropped else None)
 

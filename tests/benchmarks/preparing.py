@@ -10,6 +10,7 @@ alone on one core, added up. Ratios are of one run; nothing is asserted.
 import argparse
 import functools
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -68,12 +69,11 @@ def main() -> None:
 
 def compare(recordings: Path, folder: Path) -> None:
     """Print what the whole command takes on one worker beside the plain way and the floor."""
-    few = make_recordings(folder / "few", n_files=4, minutes=1 / 60)
-    fixed = np.median([timed(lambda: prepare(few, folder / "few_out")) for _ in range(_RUNS)])
+    fixed = fixed_cost(folder)
     times: dict[str, list[float]] = {"command": [], "plain": []}
     for _ in range(_RUNS):
-        times["command"].append(timed(lambda: prepare(recordings, folder / "hour_out")))
-        times["plain"].append(timed(lambda: plain_way(recordings, folder / "plain_out")))
+        times["command"].append(timed_anew(prepare, recordings, folder / "hour_out"))
+        times["plain"].append(timed_anew(plain_way, recordings, folder / "plain_out"))
     command, plain = (float(np.median(times[name])) for name in ("command", "plain"))
     parts = floor(recordings)
     print(f"prepare an hour at {RATE} Hz, one worker: {command:.2f} s, the plain way {plain:.2f} s: ratio"
@@ -87,15 +87,21 @@ def compare(recordings: Path, folder: Path) -> None:
 
 def compare_workers(recordings: Path, folder: Path) -> None:
     """Print how much faster two workers are than one, beyond the fixed cost."""
-    few = make_recordings(folder / "few", n_files=4, minutes=1 / 60)
-    fixed = np.median([timed(lambda: prepare(few, folder / "few_out")) for _ in range(_RUNS)])
+    fixed = fixed_cost(folder)
     times: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(_RUNS):
         for workers in times:
-            times[workers].append(timed(functools.partial(prepare, recordings, folder / "sixty_out", workers=workers)))
+            times[workers].append(timed_anew(functools.partial(prepare, workers=workers), recordings,
+                                             folder / "sixty_out"))
     one, two = (float(np.median(times[workers])) for workers in (1, 2))
     print(f"prepare sixty files: one worker {one:.2f} s, two {two:.2f} s: ratio beyond the fixed cost"
           f" {(one - fixed) / (two - fixed):.2f}", flush=True)
+
+
+def fixed_cost(folder: Path) -> float:
+    """Return the seconds that four recordings of a second take."""
+    few = make_recordings(folder / "few", n_files=4, minutes=1 / 60)
+    return float(np.median([timed_anew(prepare, few, folder / "few_out") for _ in range(_RUNS)]))
 
 
 def measure_memory(folder: Path, hours: float) -> None:
@@ -134,8 +140,8 @@ def command(audio: Path, output: Path, *more: object) -> list[str]:
 
 
 def prepare(audio: Path, output: Path, *, workers: int = 1) -> None:
-    """Run the whole command anew."""
-    subprocess.run([*command(audio, output, "--overwrite"), "--workers", str(workers)], check=True, capture_output=True,
+    """Run the whole command."""
+    subprocess.run([*command(audio, output), "--workers", str(workers)], check=True, capture_output=True,
                    env=_ENVIRONMENT)
 
 
@@ -204,6 +210,12 @@ def write_noise(path: Path, *, seconds: float, seed: int) -> None:
     time_axis = np.arange(round(seconds * RATE)) / RATE
     calls = np.sin(2 * np.pi * rng.uniform(1000, 4000) * time_axis) * (time_axis % 1 < 0.2)
     soundfile.write(path, (0.1 * calls + 0.01 * rng.standard_normal(len(time_axis))).astype(np.float32), RATE)
+
+
+def timed_anew(way: Callable[[Path, Path], None], audio: Path, output: Path) -> float:
+    """Return the seconds of a way into a new folder: a disk takes long to write over thousands of files."""
+    shutil.rmtree(output, ignore_errors=True)
+    return timed(lambda: way(audio, output))
 
 
 def timed(work: Callable[[], object]) -> float:

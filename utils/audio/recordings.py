@@ -26,7 +26,7 @@ AUDIO_EXTENSIONS = frozenset(FORMATS)
 SHORTEST_RECORDING_SECONDS = 0.05
 _SILENT_PEAK = 2.0 ** -15  # one step of 16-bit audio: a recording that never exceeds it is silent
 # 1.5 s at 22.05 kHz: as much as may be lost before a break, large enough that Python is not felt
-_BLOCK_VALUES = 1 << 15
+_BLOCK_VALUES = 1 << 16
 _LOWEST_RATE, _HIGHEST_RATE = 100, 20_000_000  # Hz: whales and bats lie between, damaged headers do not
 _LARGEST_SAMPLE = 1e12  # integers of 32 bits pass that were stored as floats; their power still is a float32
 WHOLE = ((0, None),)

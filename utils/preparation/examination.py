@@ -11,7 +11,7 @@ from scipy import fft
 
 from utils.preparation.similarity import Fingerprinter
 
-_CHUNK_VALUES = 1 << 16  # worked on at once: large enough that Python is not felt, small enough for a processor's cache
+_CHUNK_VALUES = 1 << 17  # worked on at once: large enough that Python is not felt, small enough for a processor's cache
 # numbers of float32 from 256 to 512 are multiples of 2^-15: adding this rounds a sample to 16 bits
 _TO_16_BITS = np.float32(384)
 
