@@ -3,8 +3,9 @@
 import base64
 import hashlib
 import html
+import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 _FEWEST_LINKED = 3  # headings: fewer are seen at a glance
@@ -12,17 +13,19 @@ _CSS = """
 :root { --text: #1c1c1c; --back: #fff; --faint: #4a4a4a; --line: #d5d5d5; --strong: #555; --raised: #f3f6f9;
         --accent: #0072b2; }
 body { font: 16px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif;
-       color: var(--text); background: var(--back); max-width: 62rem; margin: 2rem auto; padding: 0 1.25rem;
+       color: var(--text); background: var(--back); max-width: 74rem; margin: 2rem auto; padding: 0 1.25rem;
        overflow-wrap: break-word; }
 h1 { font-size: 1.7rem; margin: 0 0 1rem; } h2 { font-size: 1.25rem; margin: 2.5rem 0 .75rem; }
+p, nav, figure, .verdict { max-width: 62rem; }
 .note { color: var(--faint); font-size: .9rem; }
-.verdict { border-left: .3rem solid var(--accent); background: var(--raised); padding: .75rem 1.25rem; }
+.verdict { box-sizing: border-box; border-left: .3rem solid var(--accent); background: var(--raised);
+           padding: .75rem 1.25rem; }
 .verdict p { margin: .4rem 0; } .verdict p:first-child { font-size: 1.15rem; }
 nav ul { display: flex; flex-wrap: wrap; gap: .1rem 1.25rem; list-style: none; margin: 1.5rem 0; padding: 0; }
 nav a { display: inline-block; padding: .2rem 0; color: var(--accent); }
 :focus-visible { outline: .15rem solid var(--accent); outline-offset: .1rem; }
 .scroll { overflow-x: auto; scroll-padding-left: 10rem; } .scroll + .scroll { margin-top: 1.25rem; }
-table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .9rem;
+table { border-collapse: separate; border-spacing: 0; min-width: min(100%, 62rem); font-size: .9rem;
         font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: 1rem 0 .4rem; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
@@ -130,18 +133,39 @@ def document(title: str, parts: Iterable[str], *, css: str = "") -> str:
     str
         HTML.
     """
-    body = "\n".join(_with_links([escaped(part) for part in parts]))
-    digest = _base64(hashlib.sha256(SCRIPT.encode()).digest())
+    return "".join(streamed_document(title, _with_links([escaped(part) for part in parts]), css=css))
+
+
+def streamed_document(title: str, parts: Iterable[str], *, css: str = "", script: str = SCRIPT) -> Iterator[str]:
+    """Yield a whole page piece by piece, for one that is too large to be held; parts are taken as they are needed.
+
+    Parameters
+    ----------
+    title, parts, css
+        As ``document`` takes them; headings are not linked.
+    script : str
+        The only one that a browser may run.
+    """
+    digest = _base64(hashlib.sha256(script.encode()).digest())
     policy = (f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline';"
               f" script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'")
-    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{escaped(title)}</title><style>{_CSS}{css}</style></head><body><main>\n"
-            f"<h1>{escaped(title)}</h1>\n{body}\n</main><script>{SCRIPT}</script></body></html>\n")
+    yield (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+           f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+           f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+           f"<title>{escaped(title)}</title><style>{_CSS}{css}</style></head><body><main>\n"
+           f"<h1>{escaped(title)}</h1>\n")
+    for part in parts:
+        yield f"{escaped(part)}\n"
+    yield f"</main><script>{script}</script></body></html>\n"
 
 
-def _with_links(parts: Sequence[str]) -> list[str]:
+def data_block(name: str, value: object) -> Markup:
+    """Return a value as JSON that a page's script finds under a name and a browser does not run."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return Markup(f'<script type="application/json" id="{html.escape(name)}">{text}</script>')
+
+
+def _with_links(parts: Sequence[Markup]) -> list[Markup]:
     """Return parts with a list of links to their headings above the first, if these are three or more."""
     opening, closing = "<h2>", "</h2>"
     places = [place for place, part in enumerate(parts) if part.startswith(opening)]
@@ -150,9 +174,10 @@ def _with_links(parts: Sequence[str]) -> list[str]:
     linked, links = list(parts), []
     for number, place in enumerate(places, start=1):
         heading = parts[place].removeprefix(opening)
-        linked[place] = f'<h2 id="part-{number}">{heading}'
+        linked[place] = Markup(f'<h2 id="part-{number}">{heading}')
         links.append(f'<li><a href="#part-{number}">{heading.removesuffix(closing)}</a></li>')
-    return [*linked[:places[0]], f'<nav aria-label="Contents"><ul>{"".join(links)}</ul></nav>', *linked[places[0]:]]
+    contents = Markup(f'<nav aria-label="Contents"><ul>{"".join(links)}</ul></nav>')
+    return [*linked[:places[0]], contents, *linked[places[0]:]]
 
 
 def element(tag: str, *contents: object, kind: str = "") -> Markup:

@@ -1,5 +1,6 @@
 import base64
 import hashlib
+import json
 import re
 
 import pytest
@@ -46,6 +47,37 @@ def test_the_policy_of_a_document_lets_its_own_script_run_and_loads_nothing():
     assert dict(rule.split(" ", 1) for rule in policy.split("; ")) == {
         "default-src": "'none'", "img-src": "data:", "media-src": "data:", "style-src": "'unsafe-inline'",
         "script-src": f"'sha256-{digest}'", "base-uri": "'none'", "form-action": "'none'"}
+
+
+def test_a_streamed_document_takes_its_parts_one_by_one_and_runs_its_own_script():
+    taken = []
+
+    def parts():
+        for part in (HOSTILE, pages.element("h2", "told")):
+            taken.append(part)
+            yield part
+
+    pieces = pages.streamed_document(HOSTILE, parts(), css=".own {}", script="let own;")
+    head = next(pieces)
+    assert taken == [] and SAFE in head and ".own {}" in head and HOSTILE not in head
+    assert next(pieces) == f"{SAFE}\n" and len(taken) == 1
+    assert next(pieces) == "<h2>told</h2>\n"
+    end, = pieces
+    digest = base64.b64encode(hashlib.sha256(b"let own;").digest()).decode("ascii")
+    assert "<script>let own;</script>" in end and f"script-src 'sha256-{digest}'" in head
+
+
+@pytest.mark.parametrize("value", [HOSTILE, {"<!--": ["</script>", 1.5, None]}, "\u2028 ß \udce9"])
+def test_data_come_back_as_they_were_and_end_no_element(value):
+    block = pages.data_block('a"', value)
+    assert block.startswith('<script type="application/json" id="a&quot;">') and block.endswith("</script>")
+    text = block[block.index(">") + 1:-len("</script>")]
+    assert "<" not in text and json.loads(text) == value
+
+
+def test_data_that_are_no_numbers_are_refused():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        pages.data_block("a", float("nan"))
 
 
 def test_headings_are_linked_above_the_first_where_there_are_three():

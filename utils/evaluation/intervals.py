@@ -191,8 +191,9 @@ def degrees_of_freedom(name: str, by_class: Scores, *, support: np.ndarray, n_re
         At least 1, and 1 where nothing varies. A macro average varies with the scores of the classes; every other
         score is taken to vary as the mean of their recalls by support does.
     """
-    macro = name.removeprefix("macro_")
-    values, share = (by_class[macro], 1.0) if macro in by_class else (by_class["recall"], support)
+    # the precision of all answers is no average of those of classes, which may have two answers
+    is_macro = name.startswith("macro_")
+    values, share = (by_class[name.removeprefix("macro_")], 1.0) if is_macro else (by_class["recall"], support)
     occurs = n_recordings > 0
     variances = (np.square(share) * values.var(axis=1))[occurs]
     if not variances.sum() > 0:

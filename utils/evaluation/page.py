@@ -22,14 +22,16 @@ _CALIBRATION_SCORES = ("ece", "brier_score", "log_loss")
 _VERSIONED = {"NightScan": "NightScan", "Python": "Python", "numpy": "NumPy", "scipy": "SciPy",
               "scikit-learn": "scikit-learn", "torch": "PyTorch", "onnxruntime": "ONNX Runtime",
               "openvino": "OpenVINO"}
-_INTERVALS_NOTE = ("Intervals are {percent} intervals: a true score beyond one would seldom give what was measured. How"
-                   " much a score varies is found by drawing whole recordings again within their class, {n_bootstrap:,}"
-                   " times, because the segments of one recording are alike; a little of imagined recordings that turn"
-                   " out otherwise is drawn with them, because four of four right is no certainty. From that variance"
-                   " comes an interval of Wilson's kind, which stays within 0 and 1 and reaches further towards the"
-                   " middle; of log loss, Brier score and calibration error it reaches further upwards, and a"
-                   " difference lies in the middle of its interval. What it tells is how far a score may move with"
-                   " other recordings of the same kind, not with recordings of another place.")
+_INTERVALS_NOTE = ("Intervals are {percent} intervals from drawing whole recordings again, {n_bootstrap:,} times. They say how"
+                   " far a score may move with other recordings of the same kind, not with those of another place; how"
+                   " they are made stands at the end.")
+_HOW_INTERVALS_ARE_MADE = (
+    "A true score beyond its interval would seldom give what was measured. How much a score varies is found by drawing"
+    " whole recordings again within their class, because the segments of one recording are alike; a little of imagined"
+    " recordings that turn out otherwise is drawn with them, because four of four right is no certainty. From that"
+    " variance comes an interval of Wilson's kind, which stays within 0 and 1 and reaches further towards the middle; of"
+    " log loss, Brier score and calibration error it reaches further upwards, and a difference lies in the middle of"
+    " its interval.")
 _NO_RECORDINGS_NOTE = ("The test manifest does not tell which recording a segment is of, so each is taken for a"
                        " recording of its own. Where several are of one, intervals are too narrow, and p is too small.")
 _ANSWERED_NOTE = ("An answer is any class but the reject class, which stands where the top class does not reach its"
@@ -78,7 +80,8 @@ def write_evaluation_page(path: str | os.PathLike, evaluation: Evaluation, *, pi
         element("h2", "Size and speed"), _speed_table(models),
         element("h2", "Pictures"), *(part for picture in pictures for part in _picture_parts(picture)),
         element("h2", "Where they fail"), *_failures_parts(evaluation, examples or {}),
-        element("h2", "How it was measured"), table(["What", "Value"], _measured(evaluation).items(), kind="settings")],
+        element("h2", "How it was measured"), table(["What", "Value"], _measured(evaluation).items(), kind="settings"),
+        element("p", _HOW_INTERVALS_ARE_MADE, kind="note")],
         css=DARK_CSS + _CSS + FAILURES_CSS))
 
 

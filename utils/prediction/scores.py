@@ -120,7 +120,9 @@ class ScoreStore:
         entry = self._journal.find("span", _span_name(name, number), key)
         if entry is None and number == 0:
             entry = (self._journal.find("recording", name, key) or {}).get("span")
-        return None if entry is None or self._with_embeddings and "embeddings" not in entry else entry
+        # a last span without windows has no embeddings either
+        lacks_embeddings = entry is not None and entry["n_windows"] > 0 and "embeddings" not in entry
+        return None if self._with_embeddings and lacks_embeddings else entry
 
     def _spans_of(self, path: Path, key: str):
         kept: dict[int, SpanScores] = {}

@@ -234,6 +234,13 @@ def test_degrees_of_freedom_weigh_the_classes_by_their_support():
     assert found == pytest.approx(500 ** 2 * 3 / (100 ** 2 + 400 ** 2))
 
 
+def test_a_share_of_all_segments_does_not_vary_with_the_least_certain_class():
+    by_class = {"precision": np.array([[-9.0, 9.0], [-0.1, 0.1]]), "recall": np.array([[-1.0, 1.0], [-1.0, 1.0]])}
+    given = {"support": np.array([10.0, 10.0]), "n_recordings": np.array([3, 21])}
+    assert degrees_of_freedom("macro_precision", by_class, **given) == pytest.approx(2, abs=0.01)
+    assert degrees_of_freedom("precision", by_class, **given) == pytest.approx(4 / (1 / 2 + 1 / 20))
+
+
 def test_a_class_has_as_many_degrees_of_freedom_as_recordings_less_one(rng):
     probabilities, labels = draw(rng, n=40)
     labels = np.repeat(np.arange(4), 10)

@@ -374,7 +374,7 @@ def test_an_interrupted_run_goes_on_to_the_same_results(folder, tiny_model, tmp_
 @pytest.mark.parametrize("ending", ["wav", "ogg"])
 def test_a_long_recording_goes_on_in_its_middle(folder, tiny_model, tmp_path, rng, monkeypatch, ending, n_spans):
     """Span by span: none is scored twice, whether it can be sought in or not, and the results are the same."""
-    monkeypatch.setattr(reading, "SPAN_WINDOWS", 3)
+    monkeypatch.setattr(reading, "reading.SPAN_WINDOWS", 3)
     paths = [folder / "0.wav", write_audio(folder / f"long.{ending}", tiny_sound("bird_song", seconds=15.7, rng=rng))]
     output = tmp_path / "results.json"
     expected = straight(predictor_of(tiny_model.best, batch_size=1, segment_mode=True), paths, tmp_path)
@@ -392,7 +392,7 @@ def test_a_long_recording_goes_on_in_its_middle(folder, tiny_model, tmp_path, rn
 def test_a_span_that_is_missing_in_the_middle_is_all_that_is_scored(folder, tiny_model, tmp_path, rng, monkeypatch,
                                                                     ending):
     """Workers that share a recording are not equally quick."""
-    monkeypatch.setattr(reading, "SPAN_WINDOWS", 3)
+    monkeypatch.setattr(reading, "reading.SPAN_WINDOWS", 3)
     path = write_audio(folder / f"long.{ending}", tiny_sound("bird_song", seconds=15.7, rng=rng))
     first, output = predictor_of(tiny_model.best, batch_size=1), tmp_path / "results.json"
     usual = first.score
@@ -579,3 +579,13 @@ def test_each_segment_has_its_embedding(folder, tiny_model, tmp_path):
                 (r["segment_start_ms"], r["segment_end_ms"], r["file_path"]) for r in results["predictions"]]
         assert found["embeddings"].shape == (4, 1280) and found["embeddings"].dtype == np.float32
         assert np.isfinite(found["embeddings"]).all() and len(np.unique(found["embeddings"], axis=0)) == 4
+
+
+def test_a_recording_that_ends_just_after_a_span_has_embeddings(tiny_model, tmp_path, rng):
+    sound = tiny_sound("bird_song", seconds=reading.SPAN_WINDOWS + 0.02, rng=rng)
+    path = write_audio(tmp_path / "audio" / "long.wav", sound)
+    predictor = predictor_of(tiny_model.best, segment_mode=True, with_embeddings=True)
+    results = predict(predictor, [path], tmp_path / "results.json", embeddings=tmp_path / "embeddings.npz")
+    assert len(results["predictions"]) == reading.SPAN_WINDOWS and results["summary"]["failed"] == 0
+    with np.load(tmp_path / "embeddings.npz") as found:
+        assert len(found["embeddings"]) == reading.SPAN_WINDOWS

@@ -280,6 +280,13 @@ def test_scores_without_embeddings_do_not_count_where_those_are_asked_for(journa
     assert [one.embeddings.shape for one in found(asking, recording).spans()] == 2 * [(2, N_FEATURES)]
 
 
+def test_a_last_span_without_windows_needs_no_embeddings(journal, rng, recording):
+    asking = store_of(journal, with_embeddings=True)
+    add(asking, recording, opened(2), span(0, rng, embeddings=True), span(1, rng, n_segments=0, end=2.0))
+    assert left(asking, recording) is None and found(asking, recording).outcome.status == "ok"
+    assert [one.span.n_windows for one in found(asking, recording).spans()] == [2, 0]
+
+
 def test_a_short_recording_without_embeddings_is_scored_again_where_those_are_asked_for(journal, rng, recording):
     add(store_of(journal), recording, opened(1), span(0, rng, end=1.0))
     asking = store_of(journal, with_embeddings=True)
