@@ -22,16 +22,16 @@ _CALIBRATION_SCORES = ("ece", "brier_score", "log_loss")
 _VERSIONED = {"NightScan": "NightScan", "Python": "Python", "numpy": "NumPy", "scipy": "SciPy",
               "scikit-learn": "scikit-learn", "torch": "PyTorch", "onnxruntime": "ONNX Runtime",
               "openvino": "OpenVINO"}
-_INTERVALS_NOTE = ("Intervals are {percent} intervals from drawing whole recordings again, {n_bootstrap:,} times. They say how"
-                   " far a score may move with other recordings of the same kind, not with those of another place; how"
-                   " they are made stands at the end.")
+_INTERVALS_NOTE = ("Intervals are {percent} intervals from drawing whole recordings again, {n_bootstrap:,} times. They"
+                   " say how far a score may move with other recordings of the same kind, not with those of another"
+                   " place; how they are made stands at the end.")
 _HOW_INTERVALS_ARE_MADE = (
     "A true score beyond its interval would seldom give what was measured. How much a score varies is found by drawing"
     " whole recordings again within their class, because the segments of one recording are alike; a little of imagined"
     " recordings that turn out otherwise is drawn with them, because four of four right is no certainty. From that"
-    " variance comes an interval of Wilson's kind, which stays within 0 and 1 and reaches further towards the middle; of"
-    " log loss, Brier score and calibration error it reaches further upwards, and a difference lies in the middle of"
-    " its interval.")
+    " variance comes an interval of Wilson's kind, which stays within 0 and 1 and reaches further towards the middle;"
+    " of log loss, Brier score and calibration error it reaches further upwards, and a difference lies in the middle"
+    " of its interval.")
 _NO_RECORDINGS_NOTE = ("The test manifest does not tell which recording a segment is of, so each is taken for a"
                        " recording of its own. Where several are of one, intervals are too narrow, and p is too small.")
 _ANSWERED_NOTE = ("An answer is any class but the reject class, which stands where the top class does not reach its"
