@@ -2,6 +2,7 @@
 """Classify files, folders and long recordings with a trained model."""
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
@@ -41,7 +42,11 @@ def build_parser() -> cli.CommandParser:
     results.add_argument("--timezone", help="zone of clocks that do not tell theirs, and in which times are told: a"
                          " name such as America/Lima, UTC, or an offset such as +02:00 (default: as recorders tell)")
     results.add_argument("--embeddings", type=Path, help="also write the embedding of every segment to this .npz")
+    results.add_argument("--suggest", type=cli.positive_int, metavar="N",
+                         help="also write a table of the N segments that are worth a person's hour (default: off)")
     results.add_argument("--clips_dir", type=Path, help="also cut every detection out as WAV, into this folder")
+    results.add_argument("--review", type=Path, metavar="FILE.html", help="also write a page on which a person hears"
+                         " what was found, confirms, rejects or relabels it, and that hands labels back")
     thresholds = results.add_mutually_exclusive_group()
     thresholds.add_argument("--no_threshold", action="store_true", help="always report the top class")
     thresholds.add_argument("--min_confidence", type=cli.share, help="one threshold for all classes, 0..1"
@@ -60,9 +65,8 @@ def build_parser() -> cli.CommandParser:
     work.add_argument("--precision", choices=_PRECISIONS,
                       help="of the network's numbers (default: float32, on CUDA float16)")
     work.add_argument("--batch_size", type=cli.positive_int, help="windows per pass (default: what suits the back end)")
-    work.add_argument("--workers", type=cli.positive_int, help="processes (default: CPU cores)")
     work.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    cli.add_silence_flag(work)
+    cli.add_worker_flags(work)
     work.add_argument("--overwrite", action="store_true", help="score everything again")
     work.add_argument("--strict", action="store_true", help="fail when any input fails")
     return parser
@@ -78,10 +82,14 @@ def _formats(text: str) -> tuple[str, ...]:
 
 def run(flags: argparse.Namespace) -> int:
     """Predict, write or print the results, say how many files failed."""
-    if flags.output is None and (flags.formats != ("json",) or flags.embeddings or flags.clips_dir):
-        raise ConfigError("only JSON goes to stdout: give --output for other formats, --embeddings and --clips_dir")
+    if flags.output is None and (flags.formats != ("json",) or flags.embeddings or flags.clips_dir
+                                 or flags.suggest or flags.review):
+        raise ConfigError("only JSON goes to stdout: give --output for other formats, --embeddings, --clips_dir,"
+                          " --suggest and --review")
     if flags.output is not None and not flags.output.name:
         raise ConfigError(f"--output {flags.output} must end in a name for the results, such as results.json")
+    if flags.cluster:
+        cli.make_absolute(flags, "model_path", "input", "clips_dir")
     # late: --help should not wait for these
     with cli.quick_imports():
         from utils.networks.opening import plan_backend
@@ -90,6 +98,7 @@ def run(flags: argparse.Namespace) -> int:
         from utils.prediction.records import PredictionSettings
         from utils.prediction.run import OutputSettings, find_inputs, predict_to_files, predict_to_stream
         from utils.prediction.summary import describe
+        from utils.running.cluster import DaskCluster
         from utils.running.parallel import LocalProcesses, default_workers
 
     settings = PredictionSettings(
@@ -98,20 +107,26 @@ def run(flags: argparse.Namespace) -> int:
         min_confidence=flags.min_confidence, return_all_scores=flags.return_all_scores, top_k=flags.top_k,
         merge_gap_seconds=flags.merge_gap, timezone=flags.timezone)
     paths = find_inputs(flags.input)
-    executor = LocalProcesses(flags.workers or default_workers(), silence_seconds=flags.silence_limit)
+    local = LocalProcesses(flags.workers or default_workers(), silence_seconds=flags.silence_limit)
     model = {"device": flags.device, "class_names": flags.class_names, "backend": flags.backend,
              "precision": flags.precision}
-    convert_first(plan_backend(flags.model_path, **model), paths, executor)
-    predictor = EfficientNetPredictor(flags.model_path, flags.config_path, **model, batch_size=flags.batch_size,
-                                      settings=settings, executor=executor,
-                                      with_embeddings=flags.embeddings is not None)
-    if flags.output is None:
-        result = predict_to_stream(predictor, paths, sys.stdout, ensure_ascii=not cli.stdout_takes_any_text())
-    else:
-        result = predict_to_files(
-            predictor, paths, OutputSettings(output=flags.output, formats=flags.formats, embeddings=flags.embeddings,
-                                             clips_dir=flags.clips_dir), executor=executor, overwrite=flags.overwrite)
-        print(describe(result))
+    convert_first(plan_backend(flags.model_path, **model), paths, local)
+    plan = plan_backend(flags.model_path, **model)
+    with contextlib.nullcontext(local) if flags.cluster is None else DaskCluster(
+            flags.cluster, recordings=paths, files=[plan.model_path, plan.converted or plan.model_path],
+            folder=flags.clips_dir, silence_seconds=flags.silence_limit) as executor:
+        predictor = EfficientNetPredictor(flags.model_path, flags.config_path, **model, batch_size=flags.batch_size,
+                                          settings=settings, executor=executor,
+                                          with_embeddings=bool(flags.embeddings or flags.suggest))
+        if flags.output is None:
+            result = predict_to_stream(predictor, paths, sys.stdout, ensure_ascii=not cli.stdout_takes_any_text())
+        else:
+            result = predict_to_files(
+                predictor, paths, OutputSettings(output=flags.output, formats=flags.formats,
+                                                 embeddings=flags.embeddings, clips_dir=flags.clips_dir,
+                                                 n_suggested=flags.suggest or 0, review=flags.review),
+                executor=executor, overwrite=flags.overwrite)
+            print(describe(result))
     if result.summary["ok"] == 0 or flags.strict and result.summary["failed"]:
         return cli.EXIT_NOTHING_USABLE
     return cli.EXIT_DONE

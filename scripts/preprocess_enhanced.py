@@ -2,6 +2,7 @@
 """Turn a folder of recordings into log-mel spectrograms and leak-free manifests."""
 
 import argparse
+import contextlib
 import sys
 from collections import Counter
 from pathlib import Path
@@ -66,8 +67,7 @@ def build_parser() -> cli.CommandParser:
     split.add_argument("--group_by", choices=("recording", "folder", "site", "night", "column"), default="recording",
                        help="what stays on one side of the split; site and night as the recorder tells them")
     split.add_argument("--random_state", type=cli.non_negative_int, default=42, help="seed of split and augmentation")
-    parser.add_argument("--workers", type=cli.positive_int, help="worker processes (default: CPU cores)")
-    cli.add_silence_flag(parser)
+    cli.add_worker_flags(parser)
     parser.add_argument("--audit", action="store_true", help="examine the recordings, write audit.html, make nothing")
     parser.add_argument("--overwrite", action="store_true", help="redo everything instead of continuing")
     parser.add_argument("--strict", action="store_true", help="fail when any input fails")
@@ -77,9 +77,12 @@ def build_parser() -> cli.CommandParser:
 def run(flags: argparse.Namespace) -> int:
     """Check the flags, preprocess, say what came of it."""
     settings_checks(flags)
+    if flags.cluster:
+        cli.make_absolute(flags, "input_dir", "output_dir", "background_dir")
     # late: these bring NumPy, SciPy and pandas, which --help should not wait for
     with cli.quick_imports():
-        from utils.running import parallel
+        from utils.audio.recordings import find_recordings
+        from utils.running import cluster, parallel
         from utils.preparation import sources
         from utils.preparation.extraction import PreprocessSettings
         from utils.preparation.run import examine, preprocess
@@ -96,17 +99,20 @@ def run(flags: argparse.Namespace) -> int:
         background_label=flags.background_label if flags.background_windows else None,
         background_dir=flags.background_dir, augmentation=AugmentationConfig().replace(
             **{setting: name in flags.augmentations for name, setting in _AUGMENTATIONS.items()}))
-    executor = parallel.LocalProcesses(flags.workers or parallel.default_workers(),
-                                       silence_seconds=flags.silence_limit)
     found = sources.find_sources(
         flags.input_dir, labels_csv=flags.labels_csv, annotations=flags.annotations, group_by=flags.group_by,
         columns=sources.TableColumns(**{role: getattr(flags, f"{role}_column") for role in _ROLES}),
         label_map=flags.label_map, drop_unmapped=flags.drop_unmapped, background_label=flags.background_label,
         need_labels=not flags.audit)
-    if flags.audit:
-        results = examine(settings, found, executor=executor)
-    else:
-        results = preprocess(settings, found, executor=executor, overwrite=flags.overwrite)
+    local = parallel.LocalProcesses(flags.workers or parallel.default_workers(), silence_seconds=flags.silence_limit)
+    with contextlib.nullcontext(local) if flags.cluster is None else cluster.DaskCluster(
+            flags.cluster, recordings=[source.audio_path(flags.input_dir) for source in found],
+            files=find_recordings(flags.background_dir)[:1] if flags.background_dir else (),
+            folder=flags.output_dir, silence_seconds=flags.silence_limit) as executor:
+        if flags.audit:
+            results = examine(settings, found, executor=executor)
+        else:
+            results = preprocess(settings, found, executor=executor, overwrite=flags.overwrite)
     tally = Counter(result.outcome.status for result in results)
     if flags.audit:
         print(f"{tally['ok']} of {len(results)} recordings are usable: open {flags.output_dir / 'audit.html'}")

@@ -34,6 +34,8 @@ FILE_CALLS = {"open", "np.save", "np.load", "np.savez", "np.loadtxt", "np.genfro
               "torch.save", "torch.load", "librosa.load", "torchaudio.load", "Path"}
 LATE_IMPORTS = {
     "utils/running/cli.py": {"from tqdm import tqdm"},  # --help must not wait for it
+    "utils/running/cluster.py": {"import distributed",  # an extra
+                                 "from utils.running.cluster_worker import perform"},  # in a worker
     # torchvision takes more than a second, and only ResNet18 is worth it
     "models/efficientnet.py": {"from torchvision.models import resnet18"},
     "utils/storage/checkpoints.py": {"from torchvision.models import ResNet18_Weights"},
@@ -65,7 +67,8 @@ LATE_IMPORTS = {
                                      "from utils.reports import plot_overview"},
 }
 # where whatever a decoder raises is that file's, and whatever work raises is handed to the process that asked for it
-CATCHING_EVERYTHING = {"utils/audio/streams.py", "utils/running/parallel.py"}
+CATCHING_EVERYTHING = {"utils/audio/streams.py", "utils/running/parallel.py", "utils/running/cluster.py",
+                       "utils/running/cluster_worker.py"}
 FILES = sorted(path for package in PACKAGES for path in (PROJECT / package).rglob("*.py"))
 
 

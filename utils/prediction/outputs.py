@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,9 @@ _PARQUET_ROWS = 20_000  # of a row group: what is held in memory
 _SPOOLED_BYTES = 1 << 20
 _AddSound = Callable[..., object]  # takes a MarkedSound; that of all recordings also what Raven has opened before
 _RECORDING_COLUMNS = ("file_path", "status", "error", "duration_seconds", "n_segments", "n_detections",
+                      *RECORDER_COLUMNS)
+# of them, file_path to confidence as the review's decisions have them
+_SUGGESTED_COLUMNS = ("rank", "file_path", "start_seconds", "end_seconds", "model_class", "confidence", "reason",
                       *RECORDER_COLUMNS)
 
 
@@ -250,6 +253,12 @@ def _nights(path: Path, head: ResultsHead) -> Iterator[Writer]:
         table.writerows(writer.nights.rows())
 
 
+def write_suggested(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write the table of what a person should hear first; rows as ``suggest_segments`` gives them."""
+    with _table(path, _SUGGESTED_COLUMNS) as table:
+        table.writerows(rows)
+
+
 # marked sounds
 
 class _SoundsWriter(Writer):
@@ -370,6 +379,7 @@ FORMATS: Mapping[str, Format] = {
     "nights": Format(".nights.csv", _nights),
 }
 RECORDINGS = Format(".recordings.csv", _recordings)  # what became of each input: always written
+SUGGESTED_ENDING = ".suggested.csv"
 
 
 def output_path(output: Path, ending: str) -> Path:

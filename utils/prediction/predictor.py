@@ -31,9 +31,10 @@ from utils.prediction.detections import join
 from utils.prediction.records import (Answer, PredictedRecording, PredictionSettings, RecordMaker, ScoredRecording,
                                       conclude)
 from utils.prediction.scores import scoring_key
-from utils.prediction.scoring import ReadAndScore, Scorer, SpanScores
+from utils.prediction.scoring import ReadAndScore, Scorer, SpanScores, name_in_worker
 from utils.prediction.spans import Failed, Opened, ReadingPlan, Recording, SpanJob, name_of, read_spans
-from utils.running.parallel import Done, Executor, LocalProcesses, Lost, ThisProcess, default_workers
+from utils.running.cluster import DaskCluster
+from utils.running.parallel import Done, Executor, LocalProcesses, Lost, ThisProcess, run_each
 from utils.storage.config_files import read_config, settings_in_file
 from utils.storage.names import name_to_text
 
@@ -69,7 +70,7 @@ class EfficientNetPredictor:
         What to report.
     executor : Executor, optional
         Where recordings are decoded; in this process when None. ``LocalProcesses`` uses all cores and survives a
-        decoder that crashes or hangs.
+        decoder that crashes or hangs; so does a ``DaskCluster``, each of whose workers has the network too.
     with_embeddings : bool
         Keep embeddings of what is scored.
 
@@ -100,7 +101,8 @@ class EfficientNetPredictor:
         self._backend_plan = plan_backend(model_path, device=device, class_names=class_names, backend=backend,
                                           precision=precision)
         self._executor: Executor = executor or ThisProcess()
-        self._in_workers = isinstance(self._executor, LocalProcesses) and self._backend_plan.is_light
+        self._in_workers = isinstance(self._executor, DaskCluster) or (
+            isinstance(self._executor, LocalProcesses) and self._backend_plan.is_light)
         self.model = self._backend_plan.description() if self._in_workers else self.backend.description
         self.settings = settings or PredictionSettings()
         self._with_embeddings = with_embeddings
@@ -119,7 +121,13 @@ class EfficientNetPredictor:
     @property
     def backend_name(self) -> str:
         """Library, device and precision."""
-        return self._backend_plan.name() if self._in_workers else self.backend.name
+        if self._in_workers and self._backend_plan.is_light:
+            return self._backend_plan.name()
+        if isinstance(self._executor, DaskCluster):  # what it has is for its workers to tell
+            asked = functools.partial(name_in_worker, self._executor.n_threads)
+            (_, name), = run_each(self._executor, asked, [self._backend_plan])
+            return self._backend_plan.library if isinstance(name, Lost) else name
+        return self.backend.name
 
     @property
     def batch_size(self) -> int:
@@ -331,11 +339,11 @@ class EfficientNetPredictor:
 
     def _parts(self, jobs: Iterable[SpanJob]) -> Iterator[tuple[SpanJob, Any]]:
         if self._in_workers:
-            assert isinstance(self._executor, LocalProcesses)
-            n_threads = max(1, default_workers() // self._executor.n_workers)
-            plan = replace(self.plan, n_shares=min(self._executor.n_workers, _MOST_SHARES))
-            work = ReadAndScore(plan, self._backend_plan, n_threads, self._batch_size, self._with_embeddings)
-            return self._executor.stream(work, jobs, in_order=False)
+            executor = self._executor
+            assert isinstance(executor, (DaskCluster, LocalProcesses))
+            plan = replace(self.plan, n_shares=min(executor.n_workers, _MOST_SHARES))
+            work = ReadAndScore(plan, self._backend_plan, executor.n_threads, self._batch_size, self._with_embeddings)
+            return executor.stream(work, jobs, in_order=False)
         return self._score_here(self._executor, jobs)
 
     def _score_here(self, executor: Executor, jobs: Iterable[SpanJob]) -> Iterator[tuple[SpanJob, Any]]:

@@ -22,13 +22,16 @@ from models.errors import AudioError, ConfigError
 from utils.audio.recordings import AUDIO_EXTENSIONS, find_recordings
 from utils.prediction.clips import Clip, write_clips
 from utils.prediction.embeddings import write_embeddings
-from utils.prediction.outputs import (FORMATS, RECORDINGS, JsonWriter, ResultsHead, Writer, journal_path, output_path,
-                                      results_name)
+from utils.prediction.outputs import (FORMATS, RECORDINGS, SUGGESTED_ENDING, JsonWriter, ResultsHead, Writer,
+                                      journal_path, output_path, results_name, write_suggested)
 from utils.prediction.predictor import EfficientNetPredictor
 from utils.prediction.records import ScoredRecording
+from utils.prediction.review_choice import ReviewItem
+from utils.prediction.review_page import review_page
 from utils.prediction.scores import ScoreStore
 from utils.prediction.scoring import SpanScores
 from utils.prediction.spans import Failed, Opened, SpanJob
+from utils.prediction.suggestion import suggest_segments
 from utils.running.parallel import Executor, Lost, run_each
 from utils.running.progress import HoursProgress, progress
 from utils.storage.files import read_text, remove_temporaries
@@ -58,12 +61,23 @@ class OutputSettings:
         An ``.npz`` with the embedding of every segment.
     clips_dir : Path or None
         Where detections are written as WAV, in a folder for each class.
+    n_suggested : int
+        Segments in a table of those that are worth a person's time; 0 writes none.
+    review : Path or None
+        An HTML page on which a person checks what was found; what is suggested comes first.
     """
 
     output: Path
     formats: tuple[str, ...] = ("json",)
     embeddings: Path | None = None
     clips_dir: Path | None = None
+    n_suggested: int = 0
+    review: Path | None = None
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether the predictor must keep embeddings."""
+        return self.embeddings is not None or self.n_suggested > 0
 
 
 @dataclass(frozen=True)
@@ -139,7 +153,7 @@ def predict_to_files(predictor: EfficientNetPredictor, paths: Sequence[Path], se
     settings : OutputSettings
         What to write.
     executor : Executor
-        Where clips are cut.
+        Where clips are cut, and those of the review page made.
     overwrite : bool
         Score everything again.
 
@@ -156,14 +170,14 @@ def predict_to_files(predictor: EfficientNetPredictor, paths: Sequence[Path], se
         If the disk is full; what is scored is kept.
     """
     output = settings.output
-    endings = [kind.ending for kind in (*FORMATS.values(), RECORDINGS)]
+    endings = [kind.ending for kind in (*FORMATS.values(), RECORDINGS)] + [SUGGESTED_ENDING]
     with (locked(output.parent, output=results_name(output), endings=endings),
           Journal(journal_path(output), fresh=overwrite) as journal):
         for ending in (".raven", ".audacity"):
             remove_temporaries(output_path(output, ending))
-        run = _Run(predictor, paths, journal, with_embeddings=settings.embeddings is not None)
+        run = _Run(predictor, paths, journal, with_embeddings=settings.needs_embeddings)
         run.score(n_formats=len(settings.formats))
-        result = run.write(settings)
+        result = run.write(settings, executor)
         if settings.clips_dir is not None:
             result.summary["clips"] = run.cut_clips(settings.clips_dir, executor)
             result.written.append(settings.clips_dir)
@@ -295,11 +309,15 @@ class _Run:
                 "audio_seconds": round(audio_seconds, 3), "wall_seconds": round(time.perf_counter() - self._started, 3),
                 "per_class": dict(per_class.most_common())}
 
-    def write(self, settings: OutputSettings) -> RunResult:
+    def write(self, settings: OutputSettings, executor: Executor) -> RunResult:
         """Write every format, each whole or not at all."""
         head, written = self.head(), []
+        suggested = self._suggested(settings.n_suggested)
         with contextlib.ExitStack() as stack:
-            writers = []
+            writers: list[Writer] = []
+            if settings.review is not None:  # first: it is written when all others are
+                writers.append(stack.enter_context(review_page(
+                    settings.review, head, executor=executor, suggested=map(ReviewItem.of_suggestion, suggested))))
             for kind in (*(FORMATS[name] for name in settings.formats), RECORDINGS):
                 path = output_path(settings.output, kind.ending)
                 writers.append(stack.enter_context(kind.open(path, head)))
@@ -309,7 +327,20 @@ class _Run:
             write_embeddings(settings.embeddings, self.recordings(), self._predictor.plan,
                              n_segments=head.content["summary"]["segments"])
             written.append(settings.embeddings)
+        if settings.n_suggested:
+            path = output_path(settings.output, SUGGESTED_ENDING)
+            write_suggested(path, suggested)
+            written.append(path)
+        if settings.review is not None:
+            written.append(settings.review)
         return RunResult(dict(head.content["summary"]), written)
+
+    def _suggested(self, n: int) -> list[dict]:
+        """Return the rows of so many segments that are worth a person's time, best first."""
+        if not n:
+            return []
+        recordings = progress(self.recordings(), total=len(self._paths), description="choosing", unit="file")
+        return list(suggest_segments(recordings, self._predictor.records, n=n))
 
     def feed(self, writers: Sequence[Writer]) -> None:
         """Give every record to every writer."""

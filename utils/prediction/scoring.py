@@ -172,6 +172,11 @@ class ReadAndScore:
             yield part
 
 
+def name_in_worker(n_threads: int, backend: BackendPlan) -> str:
+    """Return the name of the network that ``ReadAndScore`` has in a worker: its library, device and precision."""
+    return _opened(backend, n_threads).name
+
+
 @functools.lru_cache(maxsize=1)
 def _opened(plan: BackendPlan, n_threads: int) -> Backend:
     """Return the network of a worker, opened once."""

@@ -101,10 +101,22 @@ def _add_flag(group, field: dataclasses.Field, kind: type, shown) -> None:
                            default=argparse.SUPPRESS, help=text)
 
 
-def add_silence_flag(parser: argparse._ActionsContainer) -> None:
-    """Add the limit after which a file is taken to hang."""
+def add_worker_flags(parser: argparse._ActionsContainer) -> None:
+    """Add where recordings are worked on, and the limit after which a file is taken to hang."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=positive_int, help="processes (default: CPU cores)")
+    where.add_argument("--cluster", metavar="tcp://HOST:PORT", help="address of a Dask scheduler: work on its cluster,"
+                       " whose workers see the same paths (default: on this machine)")
     parser.add_argument("--silence_limit", type=positive_seconds, default=SILENCE_SECONDS,
                         help="seconds without a decoded block after which a file is given up as hung")
+
+
+def make_absolute(flags: argparse.Namespace, *names: str) -> None:
+    """Make paths among the flags absolute: another process may have another working directory."""
+    for name in names:
+        given = getattr(flags, name)
+        if given is not None:
+            setattr(flags, name, [path.absolute() for path in given] if isinstance(given, list) else given.absolute())
 
 
 def given_settings(flags: Mapping) -> list[str]:

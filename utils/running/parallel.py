@@ -1,7 +1,8 @@
 """Work on many items in processes of their own: a crash or a hang costs one item, never the run.
 
 One ``Executor`` seam: whoever has work hands it a function and items, and gets the parts of each result as they come.
-``LocalProcesses`` is the executor of one machine, ``ThisProcess`` runs in the caller's process.
+``LocalProcesses`` is the executor of one machine, ``cluster.DaskCluster`` that of several, ``ThisProcess`` runs in the
+caller's process.
 
 A worker sends each part through a pipe of its own and stops when the pipe is full, so that neither a day-long
 recording nor a slow consumer fills the memory. Every part is a sign of life, and so is ``report_alive``: an item that
@@ -22,6 +23,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -38,6 +40,7 @@ _ITEMS_AHEAD_ANYHOW = 2  # where no turns are taken: a worker need not wait for 
 _NO_MORE: Any = object()
 _GOODBYE_SECONDS = 5.0
 _HAS_GROUPS = os.name == "posix"
+_tell_alive: ContextVar[Callable[[], None] | None] = ContextVar("_tell_alive", default=None)
 
 
 class Done:
@@ -63,6 +66,11 @@ class Lost:
     def status(self) -> str:
         """Status of a file that was lost, as tables tell it."""
         return "timeout" if self.hung else "corrupt"
+
+    @classmethod
+    def silent(cls, seconds: float) -> "Lost":
+        """Return how an item is lost that gave no sign of life for so long."""
+        return cls(True, f"no block was read for {seconds:g} s")
 
     def told_of(self, name: object) -> str:
         """Return the message about a file that was lost."""
@@ -134,6 +142,11 @@ class LocalProcesses:
         self.n_workers = n_workers
         self.silence_seconds = silence_seconds
 
+    @property
+    def n_threads(self) -> int:
+        """Processor threads that the work of each process may use."""
+        return max(1, default_workers() // self.n_workers)
+
     def stream(self, work: Work, items: Iterable[Item], *, in_order: bool) -> Iterator[tuple[Item, Any]]:
         """See ``Executor.stream``.
 
@@ -161,8 +174,14 @@ def default_workers() -> int:
 
 def report_alive() -> None:
     """Tell, from inside of work, that it goes on; costs nothing outside of a worker or when told a moment ago."""
-    if _outbox is not None:
-        _outbox.report_alive()
+    tell = _tell_alive.get()
+    if tell is not None:
+        tell()
+
+
+def report_alive_to(tell: Callable[[], None]) -> None:
+    """Have ``report_alive`` call a function, in this thread."""
+    _tell_alive.set(tell)
 
 
 @dataclass(frozen=True)
@@ -290,7 +309,7 @@ class _Run:
                 raise BlockingIOError
             message: _Message = worker.channel.recv()
         except BlockingIOError:  # silent between two messages, or in the middle of one
-            self._replace(number, Lost(True, f"no block was read for {self._silence_seconds:g} s"))
+            self._replace(number, Lost.silent(self._silence_seconds))
             return
         except (EOFError, OSError):
             worker.process.join(_GOODBYE_SECONDS)
@@ -360,8 +379,6 @@ def _end(worker: _Worker) -> None:
 
 # The worker's side
 
-_outbox: "_Outbox | None" = None
-
 
 class _Outbox:
     """Sends from a thread of its own, so that the work goes on while the consumer is busy."""
@@ -390,15 +407,15 @@ class _Outbox:
 
 def _serve(channel: Connection, parents_end: Connection, begun: Any, work: Work, parent_pid: int) -> None:
     """Run ``work`` on items from the pipe as long as there is a parent; the whole life of a worker."""
-    global _outbox
     parents_end.close()  # under fork the worker holds a copy, which would keep the pipe open for ever
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if _HAS_GROUPS:
         os.setpgid(0, 0)
     threading.Thread(target=_end_with_parent, args=(parent_pid,), daemon=True).start()
-    _outbox = _Outbox(channel)
-    _outbox.put(_Message())  # under spawn, importing has taken a while
+    outbox = _Outbox(channel)
+    report_alive_to(outbox.report_alive)
+    outbox.put(_Message())  # under spawn, importing has taken a while
     while True:
         try:
             serial, n_received, item = channel.recv()
@@ -408,10 +425,10 @@ def _serve(channel: Connection, parents_end: Connection, begun: Any, work: Work,
         try:
             # those that were received from a worker that is gone are not sent again
             for part in itertools.islice(work(item), n_received, None):
-                _outbox.put(_Message(part=part, has_part=True))
+                outbox.put(_Message(part=part, has_part=True))
         except Exception as error:  # not to go on: it is raised in the parent
-            _outbox.put(_Message(error=_sendable(error), remote_traceback=traceback.format_exc()))
-        _outbox.put(_Message(ended=True))
+            outbox.put(_Message(error=_sendable(error), remote_traceback=traceback.format_exc()))
+        outbox.put(_Message(ended=True))
 
 
 def _end_with_parent(parent_pid: int) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 from utils.running.parallel import Further, report_alive
@@ -66,6 +67,7 @@ def many_large_parts(number):
 class UnpicklableError(Exception):
     def __init__(self, first, second):
         super().__init__(f"{first} {second}")
+        self.lock = threading.Lock()
 
 
 def fail_unpicklably(number):
@@ -139,3 +141,8 @@ def nothing_further(number):
     yield Further(())
     yield number
     yield Further(())
+
+
+def part_and_hang(number):
+    yield number
+    time.sleep(1000)
