@@ -31,6 +31,8 @@ def build_parser() -> cli.CommandParser:
         labels.add_argument(f"--{role}_column", help=f"column of the {role} (default: a usual name)")
     labels.add_argument("--annotations", type=Path, help="folder of Raven, Audacity or BirdNET tables, or one of them,"
                         " or the decisions of a review page")
+    labels.add_argument("--extend", type=Path, metavar="DATASET", help="folder of an earlier data set to add to: its"
+                        " recordings keep labels and sides, what is added goes to training")
     labels.add_argument("--label_map", type=Path, help="CSV or JSON, raw label -> class")
     labels.add_argument("--drop_unmapped", action="store_true", help="leave out labels that --label_map lacks")
     labels.add_argument("--min_overlap_seconds", type=cli.non_negative_seconds, default=0.5,
@@ -103,7 +105,7 @@ def run(flags: argparse.Namespace) -> int:
         flags.input_dir, labels_csv=flags.labels_csv, annotations=flags.annotations, group_by=flags.group_by,
         columns=sources.TableColumns(**{role: getattr(flags, f"{role}_column") for role in _ROLES}),
         label_map=flags.label_map, drop_unmapped=flags.drop_unmapped, background_label=flags.background_label,
-        need_labels=not flags.audit)
+        need_labels=not flags.audit, extend=flags.extend)
     local = parallel.LocalProcesses(flags.workers or parallel.default_workers(), silence_seconds=flags.silence_limit)
     with contextlib.nullcontext(local) if flags.cluster is None else cluster.DaskCluster(
             flags.cluster, recordings=[source.audio_path(flags.input_dir) for source in found],
@@ -131,7 +133,7 @@ def run(flags: argparse.Namespace) -> int:
 def _labels_from(flags: argparse.Namespace) -> str:
     """Return what tells one way of labelling from another; what it reads may grow without becoming another."""
     names = ("labels_csv", "annotations", "label_map", "path_column", "label_column", "group_column", "fold_column",
-             "start_column", "end_column", "drop_unmapped", "background_windows", "background_label")
+             "start_column", "end_column", "drop_unmapped", "background_windows", "background_label", "extend")
     return "; ".join(f"{name}={getattr(flags, name)}" for name in names if getattr(flags, name))
 
 
@@ -149,6 +151,9 @@ def settings_checks(flags: argparse.Namespace) -> None:
         raise ConfigError(f"--max_balance_ratio must be at least 1, got {flags.max_balance_ratio:g}")
     table_flags = [f"--{name}" for name in ("path_column", "group_column", "fold_column", "start_column", "end_column")
                    if getattr(flags, name)]
+    if flags.extend and (flags.fold_column or not flags.labels_csv and not flags.annotations):
+        raise ConfigError("--extend needs --annotations or --labels_csv, and takes the sides of the earlier data set"
+                          " instead of --fold_column")
     if table_flags and not flags.labels_csv:
         raise ConfigError(f"{table_flags[0]} needs --labels_csv")
     if flags.label_column and not flags.labels_csv and not flags.annotations:

@@ -420,6 +420,18 @@ def test_names_of_strangers_do_not_run(visits, tmp_path):
     assert visits.complaints == []
 
 
+def test_no_key_is_lost_however_fast_they_come(visits, tmp_path):
+    path = write_review(tmp_path / "review.html", [night(tmp_path, "a.wav", *[0.9, 0.1] * 20)])
+    page = visits.open(path)
+    for number in range(40):
+        page.keyboard.press("yyynr"[number % 5])
+        if number % 5 == 4:
+            page.keyboard.press("1")
+    assert id_of(page, "count").inner_text() == "40 of 40 decided"
+    decided = page.evaluate("[...decisions].sort(([a], [b]) => a - b).map(([, each]) => each.decision[0]).join('')")
+    assert decided == 8 * "cccrr" and visits.complaints == []
+
+
 # many
 
 def test_two_thousand_detections_are_small_and_quick(visits, tmp_path, capsys):

@@ -193,8 +193,14 @@ function askLabel() {
     return button;
   }));
   element("label").value = "";
-  element("relabelling").showModal();
+  ask("relabelling");
   element("label").focus();
+}
+
+function ask(dialog) {
+  // where nothing had the focus, a browser takes it from a closed dialog only in its next frame: keys would be lost
+  if (document.activeElement === document.body) element("detection").focus({ preventScroll: true });
+  element(dialog).showModal();
 }
 
 function tell(text) {
@@ -369,7 +375,7 @@ function download() {
 // keys and clicks
 
 const toggle = () => element("autoplay").click();
-const help = () => element("keys").showModal();
+const help = () => ask("keys");
 const ACTIONS = { y: confirm, n: reject, r: askLabel, u: undo, a: toggle, "?": help, Enter: confirm, " ": play,
                   j: () => step(1), k: () => step(-1), ArrowRight: () => step(1), ArrowLeft: () => step(-1),
                   ArrowDown: () => step(1), ArrowUp: () => step(-1) };

@@ -158,16 +158,17 @@ def _seconds(settings: PreprocessSettings,
 
 
 def _given_sides(sources: Sequence[Source]) -> dict[str, str]:
-    # a recording that only annotations name has no fold: the held-out sides stay as they were given
-    of_folds = {**_sides_of_folds({source.fold for source in sources if source.fold}), "": "train"}
+    of_folds = _sides_of_folds({source.fold for source in sources if source.fold})
     sides: dict[str, str] = {}
     torn = set()
     for source in sources:
-        if sides.setdefault(source.recording_id, of_folds[source.fold]) != of_folds[source.fold]:
+        if source.fold and sides.setdefault(source.recording_id, of_folds[source.fold]) != of_folds[source.fold]:
             torn.add(source.recording_id)
     if torn:
         raise ManifestError(f"--fold_column puts {len(torn)} recordings or groups on two sides"
                             f" ({', '.join(sorted(torn)[:3])}): give all their rows one fold")
+    for source in sources:  # what only annotations name has no fold: it goes with its group, or where it can be learnt
+        sides.setdefault(source.recording_id, "train")
     return sides
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from models.errors import AudioError, ConfigError, ManifestError
 from utils.audio.matching import find_texts
 from utils.preparation.annotated import sources_from_annotations
+from utils.preparation.earlier import sources_from_dataset
 from utils.preparation.grouping import GROUPINGS, group_ids
 from utils.preparation.label_tables import TableColumns, sources_from_table
 from utils.preparation.regions import Region, Source, unique_regions
@@ -63,7 +64,7 @@ def sources_from_folders(input_dir: Path, *, group_by: str, need_labels: bool = 
 
 def find_sources(input_dir: Path, *, labels_csv: Path | None, annotations: Path | None, columns: TableColumns,
                  group_by: str, label_map: Path | None, drop_unmapped: bool, background_label: str,
-                 need_labels: bool) -> list[Source]:
+                 need_labels: bool, extend: Path | None = None) -> list[Source]:
     """Return the recordings that a table and annotations name, or else those of class folders, with their labels.
 
     Parameters
@@ -85,6 +86,8 @@ def find_sources(input_dir: Path, *, labels_csv: Path | None, annotations: Path 
         What a rejected decision stands for.
     need_labels : bool
         Whether recordings without a label are of no use.
+    extend : Path or None
+        Earlier data set whose recordings are there too, with their labels and sides.
 
     Raises
     ------
@@ -103,7 +106,7 @@ def find_sources(input_dir: Path, *, labels_csv: Path | None, annotations: Path 
         found = sources_from_folders(input_dir, group_by=group_by, need_labels=need_labels)
     if label_map is not None:
         found = apply_label_map(found, read_label_map(label_map), drop_unmapped=drop_unmapped)
-    return found
+    return found if extend is None else combine(sources_from_dataset(extend, input_dir), found)
 
 
 def combine(sources: Sequence[Source], more: Sequence[Source]) -> list[Source]:
