@@ -62,6 +62,7 @@ bench: $(VENV)/installed-dev
 	$(RUN) -m tests.benchmarks.field
 	$(RUN) -m tests.benchmarks.preparing
 	$(RUN) -m tests.benchmarks.evaluating
+	$(RUN) -m tests.benchmarks.cluster
 
 clean:
 	rm -rf $(VENV) demo
