@@ -374,7 +374,7 @@ def test_an_interrupted_run_goes_on_to_the_same_results(folder, tiny_model, tmp_
 @pytest.mark.parametrize("ending", ["wav", "ogg"])
 def test_a_long_recording_goes_on_in_its_middle(folder, tiny_model, tmp_path, rng, monkeypatch, ending, n_spans):
     """Span by span: none is scored twice, whether it can be sought in or not, and the results are the same."""
-    monkeypatch.setattr(reading, "reading.SPAN_WINDOWS", 3)
+    monkeypatch.setattr(reading, "SPAN_WINDOWS", 3)
     paths = [folder / "0.wav", write_audio(folder / f"long.{ending}", tiny_sound("bird_song", seconds=15.7, rng=rng))]
     output = tmp_path / "results.json"
     expected = straight(predictor_of(tiny_model.best, batch_size=1, segment_mode=True), paths, tmp_path)
@@ -392,7 +392,7 @@ def test_a_long_recording_goes_on_in_its_middle(folder, tiny_model, tmp_path, rn
 def test_a_span_that_is_missing_in_the_middle_is_all_that_is_scored(folder, tiny_model, tmp_path, rng, monkeypatch,
                                                                     ending):
     """Workers that share a recording are not equally quick."""
-    monkeypatch.setattr(reading, "reading.SPAN_WINDOWS", 3)
+    monkeypatch.setattr(reading, "SPAN_WINDOWS", 3)
     path = write_audio(folder / f"long.{ending}", tiny_sound("bird_song", seconds=15.7, rng=rng))
     first, output = predictor_of(tiny_model.best, batch_size=1), tmp_path / "results.json"
     usual = first.score

@@ -368,12 +368,13 @@ def test_other_code_on_a_worker_is_told():
 
 
 def test_a_file_of_the_same_size_with_another_end_is_another_file(tmp_path):
-    (tmp_path / "model.pth").write_bytes(bytes(1 << 20))
-    expected = (code_hash(), None, (("the model", str(tmp_path / "model.pth"), stamp(tmp_path / "model.pth")),))
-    assert perform(expected, None) == []
-    (tmp_path / "model.pth").write_bytes(bytes((1 << 20) - 1) + b"\1")
-    changed = (*expected[:2], (("the model", str(tmp_path / "model.pth"), stamp(tmp_path / "model.pth")),))
-    assert changed != expected and perform(changed, None) == []
+    model = tmp_path / "model.pth"
+    model.write_bytes(bytes(1 << 20))
+    before = stamp(model)
+    model.write_bytes(bytes((1 << 20) - 1) + b"\1")
+    assert perform((code_hash(), None, (("the model", str(model), stamp(model)),)), None) == []
+    with pytest.raises(ConfigError, match="does not see the model, or something else there"):
+        perform((code_hash(), None, (("the model", str(model), before),)), None)
 
 
 def test_without_dask_the_extra_is_named(monkeypatch):
