@@ -43,6 +43,9 @@ _RECORDINGS_NOTE = ("A recording is told by the mean probability of its segments
 _CALIBRATION_NOTE = ("Calibration makes a model's probabilities honest: of all answers given with 0.8, eight of ten"
                      " should be right. It was fitted in training, on other recordings; here it is seen whether it"
                      " holds on these. All three are better the lower they are.")
+_SPEED_NOTE = ("The median and the 95th percentile are of passes through the network alone, after some that do not count."
+               " Memory is the most that a process takes which loads the network and scores a batch, libraries"
+               " included.")
 _UNDEFINED_NOTE = ("A dash stands where a value is undefined, such as the ROC AUC of a class that does not occur. Macro"
                    " averages count the classes that occur in the test set. With one label per segment, micro averages"
                    " equal the accuracy and balanced accuracy equals macro recall.")
@@ -77,7 +80,8 @@ def write_evaluation_page(path: str | os.PathLike, evaluation: Evaluation, *, pi
         _thresholds_table(models), element("p", _ANSWERED_NOTE, kind="note"),
         element("h2", "Whole recordings"), *_recordings_part(evaluation),
         element("h2", "Calibration"), _calibration_table(models), element("p", _CALIBRATION_NOTE, kind="note"),
-        element("h2", "Size and speed"), _speed_table(models),
+        element("h2", "Size and speed"), _size_table(models), _speed_table(models),
+        element("p", _SPEED_NOTE, kind="note"),
         element("h2", "Pictures"), *(part for picture in pictures for part in _picture_parts(picture)),
         element("h2", "Where they fail"), *_failures_parts(evaluation, examples or {}),
         element("h2", "How it was measured"), table(["What", "Value"], _measured(evaluation).items(), kind="settings"),
@@ -279,18 +283,22 @@ def _out_of_fold_text(model: ModelEvaluation) -> str:
             f" cannot have copied them.")
 
 
+def _size_table(models: Sequence[ModelEvaluation]) -> Markup:
+    rows = [[model.name, model.description.model_name, number_text(model.description.n_parameters, decimals=0),
+             number_text(None if model.n_multiply_adds is None else model.n_multiply_adds / 1e6, decimals=0),
+             number_text(model.file_megabytes, decimals=1)] for model in models]
+    return table(["Model", "Network", "Parameters", "Multiply-adds of a clip (millions)", "File (MB)"], rows)
+
+
 def _speed_table(models: Sequence[ModelEvaluation]) -> Markup:
-    rows = []
-    for model in models:
-        millions = None if model.n_multiply_adds is None else model.n_multiply_adds / 1e6
-        for latency in (model.latency, *model.other_latencies):
-            rows.append([model.name, model.description.model_name,
-                         number_text(model.description.n_parameters, decimals=0), number_text(millions, decimals=0),
-                         *(number_text(value, decimals=1) for value in (model.file_megabytes, latency.median_ms,
-                                                                        latency.p95_ms, latency.clips_per_second)),
-                         latency.batch_size, number_text(latency.peak_megabytes, decimals=0), latency.device])
-    return table(["Model", "Network", "Parameters", "Multiply-adds (millions)", "File (MB)", "Median (ms)",
-                  "95th percentile (ms)", "Clips per second", "Batch size", "Memory (MB)", "Device"], rows)
+    rows = [[model.name, latency.device, latency.torch_threads,
+             *(number_text(value, decimals=1) for value in (latency.median_ms, latency.p95_ms)), latency.batch_size,
+             *(number_text(value, decimals=1) for value in (latency.batch_median_ms, latency.batch_p95_ms,
+                                                            latency.clips_per_second)),
+             number_text(latency.peak_megabytes, decimals=0)]
+            for model in models for latency in (model.latency, *model.other_latencies)]
+    return table(["Model", "Device", "Threads", "A clip: median (ms)", "95th percentile (ms)", "Batch size",
+                  "A batch: median (ms)", "95th percentile (ms)", "Clips per second", "Memory (MB)"], rows)
 
 
 def _measured(evaluation: Evaluation) -> Mapping[str, str]:
