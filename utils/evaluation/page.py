@@ -43,9 +43,8 @@ _RECORDINGS_NOTE = ("A recording is told by the mean probability of its segments
 _CALIBRATION_NOTE = ("Calibration makes a model's probabilities honest: of all answers given with 0.8, eight of ten"
                      " should be right. It was fitted in training, on other recordings; here it is seen whether it"
                      " holds on these. All three are better the lower they are.")
-_SPEED_NOTE = ("The median and the 95th percentile are of passes through the network alone, after some that do not count."
-               " Memory is the most that a process takes which loads the network and scores a batch, libraries"
-               " included.")
+_SPEED_NOTE = ("The median and the 95th percentile are of passes through the network alone, after a warm-up. Memory is"
+               " the most that a process takes which loads the network and scores a batch, libraries included.")
 _UNDEFINED_NOTE = ("A dash stands where a value is undefined, such as the ROC AUC of a class that does not occur. Macro"
                    " averages count the classes that occur in the test set. With one label per segment, micro averages"
                    " equal the accuracy and balanced accuracy equals macro recall.")
