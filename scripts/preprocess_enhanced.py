@@ -154,6 +154,9 @@ def settings_checks(flags: argparse.Namespace) -> None:
     if flags.extend and (flags.fold_column or not flags.labels_csv and not flags.annotations):
         raise ConfigError("--extend needs --annotations or --labels_csv, and takes the sides of the earlier data set"
                           " instead of --fold_column")
+    if flags.extend and flags.extend.resolve() == flags.output_dir.resolve():
+        raise ConfigError(f"--extend and --output_dir are both {flags.output_dir}: the earlier data set stays as it is,"
+                          f" so write into another folder")
     if table_flags and not flags.labels_csv:
         raise ConfigError(f"{table_flags[0]} needs --labels_csv")
     if flags.label_column and not flags.labels_csv and not flags.annotations:

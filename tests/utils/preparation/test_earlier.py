@@ -130,6 +130,13 @@ def test_flags_that_do_not_fit_are_told(project, capsys, more):
     assert "--extend needs --annotations or --labels_csv, and takes the sides" in capsys.readouterr().err
 
 
+def test_the_earlier_data_set_is_not_written_over(project, capsys):
+    before = (project / "first" / "dataset.json").read_bytes()
+    assert extend(project, output_dir=project / "recordings" / ".." / "first") == 2
+    assert "the earlier data set stays as it is" in capsys.readouterr().err
+    assert (project / "first" / "dataset.json").read_bytes() == before
+
+
 def test_a_data_set_says_what_it_was_split_by(project):
     assert extend(project) == 0
     info = json.loads((project / "both" / "dataset.json").read_text(encoding="utf-8"))
