@@ -333,6 +333,7 @@ def test_space_plays_and_stops_and_a_plays_each_as_it_comes(visits, path):
     page.keyboard.press("a")
     page.keyboard.press("ArrowRight")
     page.wait_for_function(is_playing)
+    page.wait_for_timeout(500)  # a browser writes what it keeps a little later
     page.reload()
     assert id_of(page, "autoplay").is_checked()
 

@@ -25,8 +25,9 @@ logger = logging.getLogger(__name__)
 AUDIO_EXTENSIONS = frozenset(FORMATS)
 SHORTEST_RECORDING_SECONDS = 0.05
 _SILENT_PEAK = 2.0 ** -15  # one step of 16-bit audio: a recording that never exceeds it is silent
-# 1.5 s at 22.05 kHz: as much as may be lost before a break, large enough that Python is not felt
-_BLOCK_VALUES = 1 << 16
+# of a block: large enough that Python is not felt, and short, for where a recording breaks off its last one is lost
+_BLOCK_VALUES, _FEWEST_FRAMES = 1 << 16, 1 << 12
+_MOST_SECONDS = 1.5
 _LOWEST_RATE, _HIGHEST_RATE = 100, 20_000_000  # Hz: whales and bats lie between, damaged headers do not
 _LARGEST_SAMPLE = 1e12  # integers of 32 bits pass that were stored as floats; their power still is a float32
 WHOLE = ((0, None),)
@@ -265,7 +266,8 @@ class RecordingReader:
 
     def _native_blocks(self) -> Iterator[np.ndarray]:
         # as many frames as give a block of the usual size, whatever the header says of rate and channels
-        n_frames = min(_BLOCK_VALUES, _BLOCK_VALUES * self.native_sample_rate // self.sample_rate)
+        n_frames = min(_BLOCK_VALUES, _BLOCK_VALUES * self.native_sample_rate // self.sample_rate,
+                       max(_FEWEST_FRAMES, int(_MOST_SECONDS * self.native_sample_rate)))
         blocks = self._source.blocks(max(1, n_frames // self.channels))
         while True:
             try:
