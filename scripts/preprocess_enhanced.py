@@ -151,12 +151,8 @@ def settings_checks(flags: argparse.Namespace) -> None:
         raise ConfigError(f"--max_balance_ratio must be at least 1, got {flags.max_balance_ratio:g}")
     table_flags = [f"--{name}" for name in ("path_column", "group_column", "fold_column", "start_column", "end_column")
                    if getattr(flags, name)]
-    if flags.extend and (flags.fold_column or not flags.labels_csv and not flags.annotations):
-        raise ConfigError("--extend needs --annotations or --labels_csv, and takes the sides of the earlier data set"
-                          " instead of --fold_column")
-    if flags.extend and flags.extend.resolve() == flags.output_dir.resolve():
-        raise ConfigError(f"--extend and --output_dir are both {flags.output_dir}: the earlier data set stays as it is,"
-                          f" so write into another folder")
+    if flags.extend:
+        _check_extension(flags)
     if table_flags and not flags.labels_csv:
         raise ConfigError(f"{table_flags[0]} needs --labels_csv")
     if flags.label_column and not flags.labels_csv and not flags.annotations:
@@ -173,6 +169,15 @@ def settings_checks(flags: argparse.Namespace) -> None:
         cli.existing_folder(flags.background_dir, "--background_dir")
     if flags.drop_unmapped and not flags.label_map:
         raise ConfigError("--drop_unmapped needs --label_map")
+
+
+def _check_extension(flags: argparse.Namespace) -> None:
+    if flags.fold_column or not flags.labels_csv and not flags.annotations:
+        raise ConfigError("--extend needs --annotations or --labels_csv, and takes the sides of the earlier data set"
+                          " instead of --fold_column")
+    if flags.extend.resolve() == flags.output_dir.resolve():
+        raise ConfigError(f"--extend and --output_dir are both {flags.output_dir}: the earlier data set stays as it is,"
+                          f" so write into another folder")
 
 
 def main(arguments: list[str] | None = None) -> int:
