@@ -133,7 +133,7 @@ def run(flags: argparse.Namespace) -> int:
 def _labels_from(flags: argparse.Namespace) -> str:
     """Return what tells one way of labelling from another; what it reads may grow without becoming another."""
     names = ("labels_csv", "annotations", "label_map", "path_column", "label_column", "group_column", "fold_column",
-             "start_column", "end_column", "drop_unmapped", "background_windows", "background_label", "extend")
+             "start_column", "end_column", "drop_unmapped", "background_windows", "background_label")
     return "; ".join(f"{name}={getattr(flags, name)}" for name in names if getattr(flags, name))
 
 

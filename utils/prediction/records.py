@@ -1,5 +1,6 @@
 """What is reported of a recording: segments and their probabilities, and the records made of them."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta, timezone
@@ -257,6 +258,11 @@ class RecordMaker:
 
     def _decide(self, probabilities: np.ndarray) -> Decision:
         return self.rules.decide(dict(zip(self.model.classes.names, probabilities.tolist(), strict=True)))
+
+
+def site_of(recorder: RecorderFacts, name: str) -> str:
+    """Return what the recorder calls the site of a recording, or else the recorder, or else the recording's folder."""
+    return recorder.site or recorder.recorder_id or os.path.dirname(name)
 
 
 def recorder_columns(recorder: RecorderFacts, *, after_seconds: float = 0.0) -> dict:

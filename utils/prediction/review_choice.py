@@ -1,7 +1,6 @@
 """Which detections a review shows: all of them, or of too many a fair share of each class, site and day."""
 
 import itertools
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from utils.audio.recorders import RecorderFacts, read_recorder
 from utils.prediction.outputs import ResultsHead, Writer
-from utils.prediction.records import Answer, ScoredRecording
+from utils.prediction.records import Answer, ScoredRecording, site_of
 from utils.storage.names import text_to_name
 
 MOST_SHOWN = 2000
@@ -56,7 +55,7 @@ class ReviewItem:
                    end_seconds=round(answer.end / sample_rate, _DECIMALS),
                    model_class=answer.decision.predicted_class, confidence=round(answer.decision.confidence, _DECIMALS),
                    recorded_at=_clock(recorder, start),
-                   site=recorder.site or recorder.recorder_id or os.path.dirname(recording.name))
+                   site=site_of(recorder, recording.name))
 
     @classmethod
     def of_suggestion(cls, row: Mapping[str, Any]) -> "ReviewItem":

@@ -6,7 +6,6 @@ model is unsure and points elsewhere for another sound. k-means++ (Arthur and Va
 gradients are long and far apart.
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.audio.recorders import RecorderFacts
-from utils.prediction.records import RecordMaker, ScoredRecording, recorder_columns, segments_of
+from utils.prediction.records import RecordMaker, ScoredRecording, recorder_columns, segments_of, site_of
 from utils.storage.names import name_to_text
 
 _MOST_CANDIDATES = 10_000
@@ -52,7 +51,7 @@ class Candidate(NamedTuple):
     @property
     def site(self) -> str:
         """What the recorder calls the site, or else the recorder, or else the folder."""
-        return self.recorder.site or self.recorder.recorder_id or os.path.dirname(self.name)
+        return site_of(self.recorder, self.name)
 
     @property
     def hour(self) -> int | None:

@@ -2,7 +2,9 @@
 
 import os
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -33,6 +35,16 @@ def sources_from_dataset(dataset_dir: Path, input_dir: Path) -> list[Source]:
     info, _ = read_dataset_info(dataset_dir)
     if not info:
         raise ManifestError(f"{dataset_dir} holds no dataset.json: give the folder that preprocess_enhanced.py wrote")
+    try:
+        return _sources(dataset_dir, info, input_dir)
+    except ConfigError:  # of the folders, which is a ValueError too
+        raise
+    except (KeyError, ValueError) as error:
+        raise ManifestError(f"{dataset_dir} cannot be added to, for its tables were changed or made by another program"
+                            f" ({error!r}): run preprocess_enhanced.py there again") from error
+
+
+def _sources(dataset_dir: Path, info: Mapping[str, Any], input_dir: Path) -> list[Source]:
     prefix = _prefix(dataset_dir / text_to_name(info["input_dir"]), input_dir, dataset_dir)
     rows = pd.concat([read_table(dataset_dir / f"{side}.csv").assign(split=side) for side in SPLITS])
     rows = rows[rows["augmentation"] == NOT_AUGMENTED]

@@ -130,6 +130,14 @@ def test_flags_that_do_not_fit_are_told(project, capsys, more):
     assert "--extend needs --annotations or --labels_csv, and takes the sides" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("change", [("class_name", "klass"), (",0.0,", ",soon,")])
+def test_tables_that_were_changed_are_told(project, capsys, change):
+    table = project / "first" / "regions.csv"
+    table.write_text(table.read_text(encoding="utf-8").replace(*change), encoding="utf-8")
+    assert extend(project) != 0
+    assert "first cannot be added to, for its tables were changed" in capsys.readouterr().err
+
+
 def test_the_earlier_data_set_is_not_written_over(project, capsys):
     before = (project / "first" / "dataset.json").read_bytes()
     assert extend(project, output_dir=project / "recordings" / ".." / "first") == 2
