@@ -44,6 +44,8 @@ def build_parser() -> cli.CommandParser:
     results.add_argument("--embeddings", type=Path, help="also write the embedding of every segment to this .npz")
     results.add_argument("--suggest", type=cli.positive_int, metavar="N",
                          help="also write a table of the N segments that are worth a person's hour (default: off)")
+    results.add_argument("--reviewed", type=Path, nargs="+", default=(), metavar="FILE.csv",
+                         help="tables of decisions from the review page: what stands in them is not suggested again")
     results.add_argument("--clips_dir", type=Path, help="also cut every detection out as WAV, into this folder")
     results.add_argument("--review", type=Path, metavar="FILE.html", help="also write a page on which a person hears"
                          " what was found, confirms, rejects or relabels it, and that hands labels back")
@@ -86,6 +88,8 @@ def run(flags: argparse.Namespace) -> int:
                                  or flags.suggest or flags.review):
         raise ConfigError("only JSON goes to stdout: give --output for other formats, --embeddings, --clips_dir,"
                           " --suggest and --review")
+    if flags.reviewed and not flags.suggest:
+        raise ConfigError("--reviewed leaves decided segments out of what is suggested: give --suggest N with it")
     if flags.output is not None and not flags.output.name:
         raise ConfigError(f"--output {flags.output} must end in a name for the results, such as results.json")
     if flags.cluster:
@@ -124,7 +128,8 @@ def run(flags: argparse.Namespace) -> int:
             result = predict_to_files(
                 predictor, paths, OutputSettings(output=flags.output, formats=flags.formats,
                                                  embeddings=flags.embeddings, clips_dir=flags.clips_dir,
-                                                 n_suggested=flags.suggest or 0, review=flags.review),
+                                                 n_suggested=flags.suggest or 0, reviewed=tuple(flags.reviewed),
+                                                 review=flags.review),
                 executor=executor, overwrite=flags.overwrite)
             print(describe(result))
     if result.summary["ok"] == 0 or flags.strict and result.summary["failed"]:

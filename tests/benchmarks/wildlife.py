@@ -1,16 +1,12 @@
-"""Measure accuracy on the real recordings beside the project: the figures that the README quotes.
+"""Measure trainings on the real recordings beside the project: the figures that the README quotes.
 
     python -m tests.benchmarks.wildlife --output_dir FOLDER --runs b0-starter-probe b0-starter --seeds 1 2 3
-    python -m tests.benchmarks.wildlife --output_dir FOLDER --runs --probes starter imagenet none teacher.onnx
 
 The test side is that of ``wildlife/splits.csv``; a seed redraws training and validation among the other groups, and
-seeds weights and order. Every run is a training command of the README in a folder of its own, scored once on the test
-side by ``evaluate_model.py``; what is there already is not done again.
-
-``--probes`` scores linear probes on the features of a start or of a teacher, in five folds over all
-clips: by group, and by ``source_repo``, which is harder. The clips of the test side,
-which a starter of the project has not heard, have a line of their own. The calibration error is cross-fitted; beside it
-stands what a model whose probabilities are true would show. Nothing is asserted.
+seeds weights and order. With ``--by_source`` a seed takes the next third of the sources (``source_repo``) for the test
+side, so that three seeds score every clip once. Every run is a training command of the README in a folder of its own,
+scored once on the test side by ``evaluate_model.py``; what is there already is not done again. ``--validation_only``
+scores nothing on the test side: it is for choosing. Nothing is asserted.
 """
 
 import argparse
@@ -18,30 +14,22 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from scipy import special
 
-from models import calibration
-from models.efficientnet_config import get_config
 from tests.benchmarks.splitting import grouped_split
-from utils import metrics, reports
-from utils.audio.recordings import RecordingReader
-from utils.networks.teachers import load_teacher
-from utils.storage.manifest import read_dataset_info
-from utils.storage.spectrograms import ArrayDataset
+from utils import reports
+from utils.storage.manifest import SPLITS
 from utils.storage.splits import grouped_folds
-from utils.training.probe import choose_strength, embed, fit_linear
-from utils.training.starter import begin
 
 PROJECT = Path(__file__).resolve().parents[2]
 DATA = PROJECT.parent / "shared" / "data" / "wildlife"
 SCORES = ("accuracy", "macro_f1", "weighted_f1", "macro_roc_auc", "ece")
-_WINDOW_SECONDS, _BATCH, _N_FOLDS = 5, 32, 5
-_N_SIMULATED = 100
+WINDOW_SECONDS = 5
+_N_PARTS = 3  # of the sources
 _VAL_SHARE = 0.17  # of train and val: as in splits.csv
 _B0, _RESNET = ["--config", "efficientnet_b0_fast"], ["--config", "resnet18_baseline"]
 _SCRATCH = ["--initial_weights", "none", "--epochs", "24", "--batch_size", "32"]
@@ -67,17 +55,17 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--per_class", nargs="+", type=int, default=[0],
                         help="recordings of a class to learn from, for the learning curve; 0 is all")
-    parser.add_argument("--probes", nargs="*", default=[], help="starts, as --initial_weights, or teachers (.onnx)")
+    parser.add_argument("--by_source", action="store_true", help="hold out a third of the sources, each seed another")
+    parser.add_argument("--validation_only", action="store_true", help="score nothing on the test side")
     options = parser.parse_args()
     dataset = prepare(options.data, options.output_dir / "dataset")
-    for start in options.probes:
-        print_probe(start, options.data, dataset)
+    sources = read_sources(options.data) if options.by_source else None
     rows, curve = [], []
     for text in options.runs:
         name, _, flags = text.partition("=")
         for n_recordings in options.per_class:
-            results = [run(name, flags.split() if flags else RUNS[name], dataset, seed=seed,
-                           n_recordings=n_recordings) for seed in options.seeds]
+            results = [run(name, flags.split() if flags else RUNS[name], dataset, seed=seed, sources=sources,
+                           n_recordings=n_recordings, on_test=not options.validation_only) for seed in options.seeds]
             rows.append(summary(name if not n_recordings else f"{name}, {n_recordings} a class", results))
             curve += [{"run": name, "recordings": str(n_recordings or "all"), "score": result["macro_f1"]}
                       for result in results]
@@ -94,13 +82,50 @@ def prepare(data: Path, dataset: Path) -> Path:
     if not (dataset / "dataset.json").is_file():
         script("preprocess_enhanced.py", "--input_dir", data, "--output_dir", dataset, "--labels_csv",
                data / "splits.csv", "--path_column", "path", "--label_column", "label", "--group_column", "group",
-               "--group_by", "column", "--fold_column", "split", "--segment_duration", 1000 * _WINDOW_SECONDS)
+               "--group_by", "column", "--fold_column", "split", "--segment_duration", 1000 * WINDOW_SECONDS)
     return dataset
 
 
-def draw(dataset: Path, *, seed: int, n_recordings: int) -> tuple[Path, Path]:
-    """Redraw training and validation; of each class keep ``n_recordings`` groups to learn from, 0 is all."""
-    rows = pd.concat([pd.read_csv(dataset / f"{side}.csv") for side in ("train", "val")], ignore_index=True)
+def read_windows(dataset: Path, sides: Sequence[str] = SPLITS) -> pd.DataFrame:
+    """Return the manifests of some sides as one table."""
+    return pd.concat([pd.read_csv(dataset / f"{side}.csv") for side in sides], ignore_index=True)
+
+
+def read_sources(data: Path) -> pd.Series:
+    """Return who published a recording (``source_repo``), by the path of the recording."""
+    return pd.read_csv(data / "metadata.csv").set_index("path")["source_repo"]
+
+
+def draw(dataset: Path, *, seed: int, n_recordings: int = 0, sources: pd.Series | None = None) -> dict[str, Path]:
+    """Redraw training and validation, and by source the test side too.
+
+    Parameters
+    ----------
+    dataset : Path
+        From ``prepare``; the manifests are written into it.
+    seed : int
+        Of the draw; with ``sources`` which third is held out.
+    n_recordings : int
+        Of each class so many groups are kept to learn from, one window of each; 0 is all of all.
+    sources : pandas.Series, optional
+        From ``read_sources``.
+
+    Returns
+    -------
+    dict
+        Manifest of each side.
+    """
+    name = f"{'seed' if sources is None else 'source'}{seed}_{n_recordings}"
+    paths = {side: dataset / f"{side}_{name}.csv" for side in SPLITS}
+    if sources is None:
+        rows, paths["test"] = read_windows(dataset, ("train", "val")), dataset / "test.csv"
+    else:
+        windows = read_windows(dataset)
+        thirds = grouped_folds(windows["label"].to_numpy(), windows["source_path"].map(sources).to_numpy(dtype=str),
+                               n_folds=_N_PARTS, random_state=0)
+        held_out = windows.index.isin(thirds[seed % _N_PARTS])
+        windows[held_out].to_csv(paths["test"], index=False)
+        rows = windows[~held_out]
     sides = grouped_split(rows["label"].to_numpy(), rows["recording_id"].to_numpy(dtype=str),
                           ratios=(1 - _VAL_SHARE, _VAL_SHARE, 0.0), random_state=seed)
     train, val = rows[sides == "train"], rows[sides == "val"]
@@ -110,29 +135,29 @@ def draw(dataset: Path, *, seed: int, n_recordings: int) -> tuple[Path, Path]:
         kept = {name for names in groups for name in rng.permutation(np.sort(names))[:n_recordings]}
         # one window of a recording: a recording is what a user has to label
         train = train[train["recording_id"].isin(kept)].groupby(["label", "recording_id"]).sample(1, random_state=seed)
-    paths = tuple(dataset / f"{side}_seed{seed}_{n_recordings}.csv" for side in ("train", "val"))
-    for path, part in zip(paths, (train, val), strict=True):
-        part.to_csv(path, index=False)
+    train.to_csv(paths["train"], index=False)
+    val.to_csv(paths["val"], index=False)
     return paths
 
 
-def run(name: str, flags: list[str], dataset: Path, *, seed: int, n_recordings: int) -> dict[str, float]:
+def run(name: str, flags: list[str], dataset: Path, *, seed: int, n_recordings: int = 0,
+        sources: pd.Series | None = None, on_test: bool = True) -> dict[str, float]:
     """Train and score once; return scores and minutes of training."""
-    folder = dataset.parent / "models" / f"{name}_seed{seed}_{n_recordings}"
+    manifests = draw(dataset, seed=seed, n_recordings=n_recordings, sources=sources)
+    folder = dataset.parent / "models" / f"{name}_{manifests['train'].stem.removeprefix('train_')}"
     report, minutes = folder / "report" / "metrics.json", folder / "minutes.json"
-    if not report.is_file():
-        train_csv, val_csv = draw(dataset, seed=seed, n_recordings=n_recordings)
+    if not minutes.is_file():
         started = time.perf_counter()
         resumed = ["--resume"] if list(folder.glob("*_last.pth")) else []
-        script("train_efficientnet.py", "--train_csv", train_csv, "--val_csv", val_csv, "--model_dir", folder,
-               "--seed", seed, *flags, *resumed)
+        script("train_efficientnet.py", "--train_csv", manifests["train"], "--val_csv", manifests["val"], "--model_dir",
+               folder, "--seed", seed, *flags, *resumed)
         minutes.write_text(json.dumps((time.perf_counter() - started) / 60))
-        best = next(folder.glob("*_best.pth"))
-        kind = "resnet18" if best.name.startswith("resnet18") else "efficientnet"
-        script("evaluate_model.py", "--test_csv", dataset / "test.csv", "--output_dir", folder / "report",
-               f"--{kind}_model", best)
-    model = json.loads(report.read_text())["models"][0]
-    return {**{score: model["metrics"][score] for score in SCORES}, "minutes": json.loads(minutes.read_text())}
+    if on_test and not report.is_file():
+        script("evaluate_model.py", "--test_csv", manifests["test"], "--output_dir", folder / "report", "--models",
+               next(folder.glob("*_best.pth")))
+    scores = (json.loads(report.read_text())["models"][0]["metrics"] if on_test
+              else json.loads((folder / "metrics.json").read_text()))
+    return {**{score: scores[score] for score in SCORES}, "minutes": json.loads(minutes.read_text())}
 
 
 def summary(name: str, results: list[dict[str, float]]) -> str:
@@ -141,66 +166,6 @@ def summary(name: str, results: list[dict[str, float]]) -> str:
     cells = [f"{table[score].mean():.3f}" + (f" ± {table[score].std():.3f}" if len(table) > 1 else "")
              for score in SCORES]
     return f"| {name} | {len(table)} | " + " | ".join(cells) + f" | {table['minutes'].median():.1f} |"
-
-
-def print_probe(start: str, data: Path, dataset: Path) -> None:
-    """Print lines of scores, out of fold, for each way to make the folds."""
-    rows = pd.concat([pd.read_csv(dataset / f"{side}.csv") for side in ("train", "val", "test")], ignore_index=True)
-    sources = pd.read_csv(data / "metadata.csv").set_index("path")["source_repo"]
-    labels, classes = rows["label"].to_numpy(), sorted(set(rows["label"]))
-    embeddings = _features(start, rows, data, dataset)
-    on_test = np.isin(rows["path"], pd.read_csv(dataset / "test.csv")["path"])
-    for kind, groups in (("group", rows["recording_id"]), ("source_repo", rows["source_path"].map(sources))):
-        groups = groups.to_numpy(dtype=str)
-        logits = np.zeros((len(labels), len(classes)), dtype=np.float32)
-        folds = grouped_folds(labels, groups, n_folds=_N_FOLDS, random_state=0)
-        for held_out in folds:
-            learnt = np.setdiff1d(np.arange(len(labels)), held_out)
-            strength, _ = choose_strength(embeddings[learnt], labels[learnt], groups[learnt], n_classes=len(classes),
-                                          random_state=0)
-            classifier = fit_linear(embeddings[learnt], labels[learnt], n_classes=len(classes), strength=strength)
-            logits[held_out] = classifier.logits(embeddings[held_out])
-        probabilities = calibration.cross_fitted_probabilities(
-            logits, labels, folds, recording_ids=rows["recording_id"].to_numpy(dtype=str))
-        names = [str(label) for label in classes]
-        for part, chosen in (("all", np.ones(len(labels), dtype=bool)), ("test side", on_test)):
-            raw, found = special.softmax(logits[chosen], axis=1), probabilities[chosen]
-            scores, calibrated = (metrics.evaluate(given, labels[chosen], class_names=names) for given in (raw, found))
-            shown = (*(scores[name] for name in SCORES[:3]), calibrated["accuracy"], calibrated["macro_f1"],
-                     calibrated["ece"], *_error_of_true(found, names))
-            print(f"| {start} | {kind} | {part} | " + " | ".join(f"{value:.3f}" for value in shown) + " |", flush=True)
-
-
-def _error_of_true(probabilities: np.ndarray, names: list[str]) -> tuple[float, float]:
-    """Return median and 95th percentile of the calibration error if the probabilities were true."""
-    rng = np.random.default_rng(0)
-    edges = probabilities.cumsum(axis=1)
-    draws = [(rng.random((len(edges), 1)) > edges[:, :-1]).sum(axis=1) for _ in range(_N_SIMULATED)]
-    errors = [metrics.evaluate(probabilities, labels, class_names=names)["ece"] for labels in draws]
-    return float(np.median(errors)), float(np.quantile(errors, 0.95))
-
-
-def _features(start: str, rows: pd.DataFrame, data: Path, dataset: Path) -> np.ndarray:
-    """Return embeddings of all windows, float32 ``(n_windows, n_features)``."""
-    if start.endswith(".onnx"):
-        teacher = load_teacher(start)
-        windows = np.stack([_window(data / path, seconds, teacher.description.sample_rate)
-                            for path, seconds in zip(rows["source_path"], rows["start_seconds"], strict=True)])
-        return np.concatenate([teacher.hear(windows[first:first + _BATCH]).embeddings
-                               for first in range(0, len(windows), _BATCH)])
-    _, frontend = read_dataset_info(dataset)
-    config = get_config("efficientnet_b0_fast").replace(initial_weights=start, frontend=frontend)
-    model, config = begin(config, 2)
-    spectrograms = [np.load(dataset / path) for path in rows["path"]]
-    return embed(model, ArrayDataset(spectrograms, np.zeros(len(rows), dtype=int)), batch_size=_BATCH,
-                 device=torch.device("cpu"), n_workers=0)
-
-
-def _window(path: Path, start_seconds: float, sample_rate: int) -> np.ndarray:
-    with RecordingReader(path, sample_rate=sample_rate) as reader:
-        waveform = np.concatenate(list(reader.blocks()))[round(start_seconds * sample_rate):]
-    return np.resize(waveform, _WINDOW_SECONDS * sample_rate) if len(waveform) < _WINDOW_SECONDS * sample_rate \
-        else waveform[:_WINDOW_SECONDS * sample_rate]
 
 
 def script(name: str, *arguments: object) -> None:

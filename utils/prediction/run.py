@@ -28,6 +28,7 @@ from utils.prediction.predictor import EfficientNetPredictor
 from utils.prediction.records import ScoredRecording
 from utils.prediction.review_choice import ReviewItem
 from utils.prediction.review_page import review_page
+from utils.prediction.reviewed import Reviewed
 from utils.prediction.scores import ScoreStore
 from utils.prediction.scoring import SpanScores
 from utils.prediction.spans import Failed, Opened, SpanJob
@@ -63,6 +64,8 @@ class OutputSettings:
         Where detections are written as WAV, in a folder for each class.
     n_suggested : int
         Segments in a table of those that are worth a person's time; 0 writes none.
+    reviewed : tuple of Path
+        Tables of decisions: what stands in them is not suggested again.
     review : Path or None
         An HTML page on which a person checks what was found; what is suggested comes first.
     """
@@ -72,6 +75,7 @@ class OutputSettings:
     embeddings: Path | None = None
     clips_dir: Path | None = None
     n_suggested: int = 0
+    reviewed: tuple[Path, ...] = ()
     review: Path | None = None
 
     @property
@@ -165,7 +169,9 @@ def predict_to_files(predictor: EfficientNetPredictor, paths: Sequence[Path], se
     Raises
     ------
     ConfigError
-        If another run writes the same output.
+        If another run writes the same output, or it cannot be told what a decision is about.
+    ManifestError
+        If a table holds no decisions or is damaged.
     OSError
         If the disk is full; what is scored is kept.
     """
@@ -175,9 +181,11 @@ def predict_to_files(predictor: EfficientNetPredictor, paths: Sequence[Path], se
           Journal(journal_path(output), fresh=overwrite) as journal):
         for ending in (".raven", ".audacity"):
             remove_temporaries(output_path(output, ending))
+        # before hours of scoring: a table may be none
+        reviewed = Reviewed.read(settings.reviewed, map(os.fspath, paths)) if settings.reviewed else Reviewed()
         run = _Run(predictor, paths, journal, with_embeddings=settings.needs_embeddings)
         run.score(n_formats=len(settings.formats))
-        result = run.write(settings, executor)
+        result = run.write(settings, reviewed, executor)
         if settings.clips_dir is not None:
             result.summary["clips"] = run.cut_clips(settings.clips_dir, executor)
             result.written.append(settings.clips_dir)
@@ -309,10 +317,10 @@ class _Run:
                 "audio_seconds": round(audio_seconds, 3), "wall_seconds": round(time.perf_counter() - self._started, 3),
                 "per_class": dict(per_class.most_common())}
 
-    def write(self, settings: OutputSettings, executor: Executor) -> RunResult:
+    def write(self, settings: OutputSettings, reviewed: Reviewed, executor: Executor) -> RunResult:
         """Write every format, each whole or not at all."""
         head, written = self.head(), []
-        suggested = self._suggested(settings.n_suggested)
+        suggested = self._suggested(settings.n_suggested, reviewed)
         with contextlib.ExitStack() as stack:
             writers: list[Writer] = []
             if settings.review is not None:  # first: it is written when all others are
@@ -335,12 +343,12 @@ class _Run:
             written.append(settings.review)
         return RunResult(dict(head.content["summary"]), written)
 
-    def _suggested(self, n: int) -> list[dict]:
+    def _suggested(self, n: int, reviewed: Reviewed) -> list[dict]:
         """Return the rows of so many segments that are worth a person's time, best first."""
         if not n:
             return []
         recordings = progress(self.recordings(), total=len(self._paths), description="choosing", unit="file")
-        return list(suggest_segments(recordings, self._predictor.records, n=n))
+        return list(suggest_segments(recordings, self._predictor.records, n=n, reviewed=reviewed))
 
     def feed(self, writers: Sequence[Writer]) -> None:
         """Give every record to every writer."""

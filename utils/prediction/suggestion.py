@@ -15,6 +15,7 @@ import numpy as np
 
 from utils.audio.recorders import RecorderFacts
 from utils.prediction.records import RecordMaker, ScoredRecording, recorder_columns, segments_of, site_of
+from utils.prediction.reviewed import Reviewed
 from utils.storage.names import name_to_text
 
 _MOST_CANDIDATES = 10_000
@@ -65,7 +66,8 @@ class Candidate(NamedTuple):
         return float(_squared_lengths(_errors(self.probabilities[None]), self.embedding[None])[0]) ** 0.5
 
 
-def suggest_segments(recordings: Iterable[ScoredRecording], records: RecordMaker, *, n: int) -> Iterator[dict]:
+def suggest_segments(recordings: Iterable[ScoredRecording], records: RecordMaker, *, n: int,
+                     reviewed: Reviewed = Reviewed()) -> Iterator[dict]:
     """Yield a row for each suggested segment, in the order in which to review.
 
     Parameters
@@ -76,6 +78,8 @@ def suggest_segments(recordings: Iterable[ScoredRecording], records: RecordMaker
         Classes, calibration, and how recordings were cut.
     n : int
         How many; all segments where there are fewer.
+    reviewed : Reviewed
+        What was decided already: it is left out.
 
     Yields
     ------
@@ -89,7 +93,9 @@ def suggest_segments(recordings: Iterable[ScoredRecording], records: RecordMaker
     while choosing.
     """
     candidates = foremost((candidate for recording in recordings if recording.outcome.status == "ok"
-                           for candidate in _candidates(recording, records)), most=max(n, _MOST_CANDIDATES))
+                           for candidate in _candidates(recording, records)
+                           if not reviewed.covers(candidate.name, start_seconds=candidate.start_seconds,
+                                                  end_seconds=candidate.end_seconds)), most=max(n, _MOST_CANDIDATES))
     if not candidates:
         return
     chosen = suggest(np.stack([candidate.embedding for candidate in candidates]),

@@ -6,6 +6,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 
+from models.errors import ManifestError
 from scripts import predict_efficientnet
 from tests.conftest import TINY_CLASSES, TINY_RATE, tiny_sound, write_audio
 from tests.scripts.processes import killed, predict_command
@@ -276,6 +277,36 @@ def test_an_interrupted_run_goes_on_to_the_same_suggestions(folder, tiny_model, 
     assert rows == suggested(suggesting(tiny_model.best), paths, tmp_path / "straight.json", 4)[0]
 
 
+def decided(rows, path):
+    """Write suggested rows as a person decided them: with the two columns of a decision, filled in by hand."""
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, [*rows[0], "decision", "label"])
+        writer.writeheader()
+        writer.writerows({**row, "decision": "confirmed", "label": ""} for row in rows)
+    return path
+
+
+def test_what_was_decided_is_not_suggested_again(folder, tiny_model, tmp_path):
+    paths, output = [folder / name for name in ALL], tmp_path / "results.json"
+    first, _ = suggested(suggesting(tiny_model.best), paths, output, 2)
+    table = decided(first, tmp_path / "first.csv")
+    second, _ = suggested(suggesting(tiny_model.best), paths, output, 100, reviewed=(table,))
+    places = [(row["file_path"], row["start_seconds"]) for row in [*first, *second]]
+    assert len(places) == len(set(places)) == 6  # all that there are
+    tables = (table, decided(second, tmp_path / "second.csv"))
+    assert suggested(suggesting(tiny_model.best), paths, output, 100, reviewed=tables)[0] == []
+
+
+def test_a_table_that_is_none_is_told_before_anything_is_scored(folder, tiny_model, tmp_path):
+    (tmp_path / "none.csv").write_text("a,b\n1,2\n")
+    predictor = suggesting(tiny_model.best)
+    begun, _ = count_scored(predictor)
+    with pytest.raises(ManifestError, match="none.csv has no column"):
+        suggested(predictor, [folder / name for name in ALL], tmp_path / "results.json", 2,
+                  reviewed=(tmp_path / "none.csv",))
+    assert begun == []
+
+
 def test_a_decided_table_is_a_table_of_labels(folder, tiny_model, tmp_path):
     """With the two columns of a decision, filled in by hand."""
     run(suggesting(tiny_model.best), [folder / name for name in ALL], tmp_path / "results.json", n_suggested=3)
@@ -294,6 +325,12 @@ def test_a_decided_table_is_a_table_of_labels(folder, tiny_model, tmp_path):
 
 
 # the command
+
+def test_decisions_are_for_suggestions(folder, tiny_model, tmp_path, capsys):
+    code = predict_efficientnet.main(["--model_path", str(tiny_model.best), "--input", str(folder), "--output",
+                                      str(tmp_path / "results.json"), "--reviewed", "decisions.csv"])
+    assert code == 2 and "give --suggest N with it" in capsys.readouterr().err
+
 
 def test_without_an_output_there_is_no_place_for_the_table(folder, tiny_model, capsys):
     code = predict_efficientnet.main(["--model_path", str(tiny_model.best), "--input", str(folder), "--suggest", "3"])
