@@ -39,7 +39,7 @@ from utils.storage.tables import write_table
 from utils.training.audio_pool import AudioPool, gather, held_out
 from utils.training.data import join_recordings
 from utils.training.optimisation import Optimisation, make_optimisation, resolve_batch_norm
-from utils.training.starter import begin, known_recordings
+from utils.training.starter import begin, known_recordings, stages_of_start
 
 logger = logging.getLogger(__name__)
 
@@ -227,6 +227,7 @@ class _Run:
     config: EfficientNetConfig
     pools: tuple[AudioPool, AudioPool]  # to learn from, held out
     recordings: dict[str, list[str]]  # what the start will tell of them
+    stages_before: list[dict]  # distillations that it begins with
     student: _Student
     optimisation: Optimisation
     standard: _Standard | None
@@ -261,7 +262,8 @@ class _Run:
         run = cls(teacher=teacher, config=config, pools=pools, student=student, n_windows=n_windows, device=device,
                   recordings=join_recordings(known_recordings(config), {
                       "heard_contents": [f"audio:{sha256[:CONTENT_DIGITS]}" for sha256 in used[~kept]]}),
-                  n_workers=n_workers, model_dir=model_dir, standard=_standard(said.embeddings),
+                  stages_before=stages_of_start(config), n_workers=n_workers, model_dir=model_dir,
+                  standard=_standard(said.embeddings),
                   held_out=(torch.from_numpy(log_mels)[:, None], said),
                   optimisation=make_optimisation(student, config, device=device,
                                                  steps_per_epoch=n_windows // config.batch_size),
@@ -326,21 +328,21 @@ class _Run:
         """Write the state to go on from, the history, and the student so far as a start."""
         description, last = self.teacher.description, self.history[-1]
         write_table(self.model_dir / "history.csv", pd.DataFrame(self.history))
-        hours = self.pools[0].seconds / 3600
         about = {"teacher": description.name, "teacher_source": description.source,
                  "teacher_sha256": self.teacher.sha256,
-                 "n_recordings": len(self.pools[0].lengths), "hours": round(hours, 3), "passes": last["epoch"],
-                 "windows": last["epoch"] * self.n_windows,
+                 "n_recordings": len(self.pools[0].lengths),
+                 "hours": round(self.pools[0].seconds / 3600, 3), "passes": last["epoch"],
+                 "windows": last["epoch"] * self.n_windows, "window_seconds": description.window_seconds,
                  **{name: last[name] for name in ("embedding_r2", "tag_agreement") if name in last}}
         write_json(self.model_dir / "metrics.json", {"format_version": FORMAT_VERSION, "split": "held-out recordings",
                                                      **about})
         start = Start(source="distillation", model_name=self.config.model_name,
                       weights=body_weights(self.student.network, model_name=self.config.model_name),
                       trained_on=f"what {description.name} ({description.trained_on}) hears in"
-                                 f" {about['n_recordings']} recordings, {hours:.1f} hours",
+                                 f" {len(self.recordings['heard_contents'])} recordings",
                       licence=description.licence, frontend=self.config.frontend,
                       batch_norm_epsilon=batch_norm_epsilon(self.student),
-                      metadata={**about, **self.recordings})
+                      metadata={**about, "stages": [*self.stages_before, about], **self.recordings})
         save_start(self.model_dir / STARTER_NAME, start)
         with atomic_path(self.model_dir / _LAST_NAME) as temporary:  # last: a pass counts once all of it is written
             torch.save({"format_version": FORMAT_VERSION, "kind": _STATE_KIND, "identity": self.identity,

@@ -1,6 +1,7 @@
 """What a network begins with: the starter that has heard sounds, ImageNet's pictures, a file, or nothing."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from models.efficientnet import (SpectrogramClassifier, body_weights, build_model, lite_weights, load_body,
@@ -96,6 +97,17 @@ def begin(config: EfficientNetConfig, n_classes: int) -> tuple[SpectrogramClassi
     return model, config
 
 
+def stages_of_start(config: EfficientNetConfig) -> list[dict]:
+    """Return what the start of a config tells of each distillation that made it, the oldest first.
+
+    Raises
+    ------
+    CheckpointError
+        If its file is damaged.
+    """
+    return list(_metadata_of_start(config).get("stages", ()))
+
+
 def known_recordings(config: EfficientNetConfig) -> dict[str, list[str]]:
     """Return what the start of a config tells of its recordings, which go with every model that begins with it.
 
@@ -110,12 +122,16 @@ def known_recordings(config: EfficientNetConfig) -> dict[str, list[str]]:
     CheckpointError
         If its file is damaged.
     """
+    metadata = _metadata_of_start(config)
+    return {name: list(metadata[name]) for name in RECORDINGS_KNOWN if name in metadata}
+
+
+def _metadata_of_start(config: EfficientNetConfig) -> Mapping:
     config = resolve_start(config)
     if config.initial_weights in (FROM_SCRATCH, IMAGENET):
         return {}
     start = read_start(_start_path(config))
-    return {} if isinstance(start, dict) else {name: list(start.metadata[name]) for name in RECORDINGS_KNOWN
-                                               if name in start.metadata}
+    return {} if isinstance(start, dict) else start.metadata
 
 
 def _start_path(config: EfficientNetConfig) -> Path:

@@ -153,12 +153,29 @@ def test_the_config_that_is_written_is_the_one_that_was_used(distilled):
 def test_the_start_tells_where_it_comes_from_and_what_it_has_heard(distilled, audio, teacher):
     start = read_start(distilled / "starter.pth")
     learnt, kept = contents_of(audio, pd.read_csv(distilled / "audio_pool.csv", dtype=str))
-    assert start.trained_on == "what four filters (nothing) hears in 5 recordings, 0.0 hours"
+    assert start.trained_on == "what four filters (nothing) hears in 5 recordings"
     assert (start.licence, start.model_name, start.frontend) == ("CC0", "efficientnet-b0", TINY_FRONTEND)
     assert start.metadata["heard_contents"] == learnt and len(kept) == 1
     assert start.metadata["teacher_sha256"] == file_sha256(teacher)
     assert start.metadata["embedding_r2"] == scores_of(distilled)["embedding_r2"]
     assert start.batch_norm_epsilon == 1e-5  # random weights have PyTorch's
+
+
+def test_a_second_stage_tells_of_the_first(distil, distilled, tmp_path, rng):
+    first = read_start(distilled / "starter.pth")
+    stage, = first.metadata["stages"]
+    assert {name: first.metadata[name] for name in stage} == stage
+    assert (stage["passes"], stage["window_seconds"]) == (2, 1.0)
+    for number in range(2):
+        write_audio(tmp_path / "audio" / f"{number}.wav", tiny_sound("bird_song", seconds=4, rng=rng))
+    model_dir = tmp_path / "second"
+    assert distil(model_dir, "--initial_weights", distilled / "starter.pth", "--epochs", 1,
+                  distill_dir=tmp_path / "audio") == 0
+    second = read_start(model_dir / "starter.pth")
+    assert [told["passes"] for told in second.metadata["stages"]] == [2, 1]
+    assert second.metadata["stages"][0] == stage
+    assert set(first.metadata["heard_contents"]) < set(second.metadata["heard_contents"])
+    assert second.trained_on == "what four filters (nothing) hears in 6 recordings"
 
 
 def test_the_start_is_the_student_in_half_precision(distilled):
