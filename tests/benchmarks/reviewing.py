@@ -17,18 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from scipy import special
 
-from models.efficientnet_config import get_config
-from tests.benchmarks.wildlife import DATA, prepare
+from tests.benchmarks.probing import features
+from tests.benchmarks.wildlife import DATA, prepare, read_sources, read_windows
 from utils import metrics
 from utils.prediction.suggestion import suggest
-from utils.storage.manifest import SPLITS, read_dataset_info
-from utils.storage.spectrograms import ArrayDataset
-from utils.training.probe import choose_strength, embed, fit_linear
-from utils.training.starter import begin
+from utils.storage.manifest import SPLITS
+from utils.training.probe import choose_strength, fit_linear
 
 _SEEDS_OF_CLASS, _BATCH, _N_BATCHES = 5, 50, 4
 _SHOWN = (0, 50, 100, 200)  # reviewed segments
@@ -78,15 +75,11 @@ def main() -> None:
 def read(data: Path, output_dir: Path) -> tuple[pd.DataFrame, np.ndarray]:
     """Return the rows of all sides, and the starter's embeddings, float32 ``(n_rows, n_features)``."""
     dataset = prepare(data, output_dir / "dataset")
-    rows = pd.concat([pd.read_csv(dataset / f"{side}.csv") for side in SPLITS], ignore_index=True)
-    rows["site"] = rows["source_path"].map(pd.read_csv(data / "metadata.csv").set_index("path")["source_repo"])
+    rows = read_windows(dataset)
+    rows["site"] = rows["source_path"].map(read_sources(data))
     kept = output_dir / "embeddings.npy"
     if not kept.is_file():
-        _, frontend = read_dataset_info(dataset)
-        config = get_config("efficientnet_b0_fast").replace(initial_weights="starter", frontend=frontend)
-        model, config = begin(config, 2)
-        spectrograms = ArrayDataset([np.load(dataset / path) for path in rows["path"]], np.zeros(len(rows), dtype=int))
-        np.save(kept, embed(model, spectrograms, batch_size=config.batch_size, device=torch.device("cpu"), n_workers=0))
+        np.save(kept, features("starter", rows, data, dataset))
     return rows, np.load(kept)
 
 
