@@ -53,9 +53,12 @@ lint: flake8 mypy
 flake8 mypy: $(VENV)/installed-dev
 	$(RUN) -m $@
 
-# a process per core, each with one thread: threads of several processes would wait for each other
+# a process per core, each with one thread: threads of several processes would wait for each other; files in their order,
+# for those of few tests take longest and would otherwise come last; a process that dies is not replaced, for
+# pytest-xdist 3.8 may then wait for ever and not tell in which test it died; what hangs is told after so many seconds
 test: lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder \
+		--max-worker-restart 0 --timeout 600
 
 bench: $(VENV)/installed-dev
 	$(RUN) -m tests.benchmarks.run

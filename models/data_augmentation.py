@@ -190,7 +190,7 @@ class AudioAugmentationPipeline:
     use_spec_augment, use_time_shift : bool
         Spectrogram transforms.
     use_mixup : bool
-        Mix pairs of a batch.
+        Mix pairs of a batch, where ``mixup_alpha`` is above 0.
     spec_augment_config : Mapping[str, int], optional
         Any of the parameters of ``SpecAugment``; those left out keep the default of ``AugmentationConfig``.
     mixup_alpha : float

@@ -3,14 +3,16 @@
     python -m tests.benchmarks.probing --output_dir FOLDER --starts starter imagenet none mn04_as.onnx
 
 A start is what ``--initial_weights`` takes, or a teacher (``.onnx``). Probes are scored in five folds over all clips:
-by group, and by ``source_repo``, which is harder. The clips of the test side, which a starter of the project has not
-heard, have a line of their own. Calibration errors are cross-fitted; beside them stands what a model whose
-probabilities are true would show. Then probes learn from training sides, redrawn with each seed, and are scored on the
-test side of ``wildlife/splits.csv``, as ``--linear_probe`` does. Nothing is asserted.
+by group, and by ``source_repo``, which is harder. The clips that no starter of the project has heard, validation and
+test side of ``wildlife/splits.csv``, have a line of their own, and so has the test side. Calibration errors are
+cross-fitted; beside them stands what a model whose probabilities are true would show. Each further start is compared
+with the first one, in pairs, with intervals over recordings. Then probes learn from training sides, redrawn with each
+seed, and are scored on the test side, as ``--linear_probe`` does. Nothing is asserted.
 """
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,9 @@ from models.efficientnet_config import STARTS, EfficientNetConfig
 from tests.benchmarks.wildlife import DATA, SCORES, WINDOW_SECONDS, draw, prepare, read_sources, read_windows
 from utils import metrics
 from utils.audio.recordings import RecordingReader
+from utils.evaluation.comparison import paired_comparison
+from utils.evaluation.resampling import Bootstrap
+from utils.metrics import ScoredSegments
 from utils.networks.teachers import load_teacher
 from utils.storage.checkpoints import read_start
 from utils.storage.manifest import SPLITS, read_dataset_info
@@ -33,6 +38,8 @@ from utils.training.starter import begin
 
 _BATCH, _N_FOLDS = 32, 5
 _N_SIMULATED = 100
+_N_BOOTSTRAP = 2000
+_PARTS = {"all": SPLITS, "not heard": ("val", "test"), "test side": ("test",)}  # by side in splits.csv
 
 
 def main() -> None:
@@ -46,12 +53,17 @@ def main() -> None:
     options = parser.parse_args()
     dataset = prepare(options.data, options.output_dir / "dataset")
     windows = read_windows(dataset)
+    first: dict[tuple[str, str], Part] = {}
     for start in options.starts:
         embeddings = features(start, windows, options.data, dataset)
-        print("| start | folds by | clips | accuracy | macro F1 | weighted F1 | calibration error | of a true model |"
-              " 95 % below |\n|---|---|---|---|---|---|---|---|---|")
-        for line in in_folds(embeddings, windows, read_sources(options.data), dataset):
-            print(f"| {start} | {line} |", flush=True)
+        print("| start | folds by | clips | windows | accuracy | macro F1 | weighted F1 | calibration error | of a true"
+              " model | 95 % below |\n|---|---|---|---|---|---|---|---|---|---|")
+        parts = in_folds(embeddings, windows, options.data, dataset)
+        for (kind, name), part in parts.items():
+            print(f"| {start} | {kind} | {name} | {part.cells()} |", flush=True)
+        for (kind, name), part in first.items():
+            print(f"{options.starts[0]} less {start}, by {kind}, {name}: {part.less(parts[kind, name])}", flush=True)
+        first = first or parts
         if options.seeds:
             scores = pd.DataFrame([on_test_side(embeddings, windows, dataset, seed=seed) for seed in options.seeds])
             print(f"| start | {' | '.join(SCORES)} |\n|---{'|---' * len(SCORES)}|\n| {start} | "
@@ -59,27 +71,59 @@ def main() -> None:
                   flush=True)
 
 
-def in_folds(embeddings: np.ndarray, windows: pd.DataFrame, sources: pd.Series, dataset: Path) -> list[str]:
-    """Return lines of scores, out of fold, for each way to make the folds."""
+@dataclass(frozen=True)
+class Part:
+    """Some windows, scored out of fold.
+
+    Parameters
+    ----------
+    raw, calibrated : ScoredSegments
+        As the probe gives them, and cross-fitted.
+    recordings : numpy.ndarray
+        Recording of each.
+    """
+
+    raw: ScoredSegments
+    calibrated: ScoredSegments
+    recordings: np.ndarray
+
+    def cells(self) -> str:
+        """Return cells of the table."""
+        raw, found = (metrics.evaluate_segments(segments) for segments in (self.raw, self.calibrated))
+        values = (*(raw[name] for name in SCORES[:3]), found["ece"],
+                  *_error_of_true(self.calibrated.probabilities, self.calibrated.class_names))
+        return f"{len(self.recordings)} | " + " | ".join(f"{value:.3f}" for value in values)
+
+    def less(self, other: "Part") -> str:
+        """Return how far this is ahead of the same windows of another start, and the verdict."""
+        found = paired_comparison(self.raw, other.raw, Bootstrap(recording_ids=self.recordings, confidence=0.95,
+                                                                 n_bootstrap=_N_BOOTSTRAP, seed=0))
+        differences = [(name, found.differences[name]) for name in SCORES[:2]]
+        return ", ".join(f"{name} {value.difference:+.3f} ({value.interval[0]:+.3f} to {value.interval[1]:+.3f})"
+                         for name, value in differences) + f": {found.verdict}"
+
+
+def in_folds(embeddings: np.ndarray, windows: pd.DataFrame, data: Path, dataset: Path) -> dict[tuple[str, str], Part]:
+    """Return what probes say out of fold, by how the folds were made and of which clips."""
     labels, classes = windows["label"].to_numpy(), read_dataset_info(dataset)[0]["class_names"]
     recordings = windows["recording_id"].to_numpy(dtype=str)
-    on_test = np.isin(windows["path"], read_windows(dataset, ("test",))["path"])
-    lines = []
-    for kind, groups in (("group", recordings), ("source", windows["source_path"].map(sources).to_numpy(dtype=str))):
+    sources = windows["source_path"].map(read_sources(data)).to_numpy(dtype=str)
+    sides = windows["source_path"].map(pd.read_csv(data / "splits.csv").set_index("path")["split"]).to_numpy(dtype=str)
+    parts = {}
+    for kind, groups in (("group", recordings), ("source", sources)):
         logits = np.zeros((len(labels), len(classes)), dtype=np.float32)
         folds = grouped_folds(labels, groups, n_folds=_N_FOLDS, random_state=0)
         for held_out in folds:
             learnt = np.setdiff1d(np.arange(len(labels)), held_out)
             logits[held_out] = _learnt(embeddings[learnt], labels[learnt], groups[learnt], n_classes=len(classes)
                                        ).logits(embeddings[held_out])
-        probabilities = calibration.cross_fitted_probabilities(logits, labels, folds, recording_ids=recordings)
-        for part, chosen in (("all", np.ones(len(labels), dtype=bool)), ("test side", on_test)):
-            raw, found = (metrics.evaluate(given[chosen], labels[chosen], class_names=classes)
-                          for given in (special.softmax(logits, axis=1), probabilities))
-            shown = (*(raw[name] for name in SCORES[:3]), found["ece"],
-                     *_error_of_true(probabilities[chosen], classes))
-            lines.append(f"{kind} | {part} | " + " | ".join(f"{value:.3f}" for value in shown))
-    return lines
+        raw = special.softmax(logits, axis=1)
+        calibrated = calibration.cross_fitted_probabilities(logits, labels, folds, recording_ids=recordings)
+        for name, of_part in _PARTS.items():
+            chosen = np.isin(sides, of_part)
+            parts[kind, name] = Part(*(ScoredSegments(given[chosen], labels[chosen], classes)
+                                       for given in (raw, calibrated)), recordings[chosen])
+    return parts
 
 
 def on_test_side(embeddings: np.ndarray, windows: pd.DataFrame, dataset: Path, *, seed: int) -> dict[str, float]:

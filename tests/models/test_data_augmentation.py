@@ -408,7 +408,7 @@ def test_pipeline_augments_spectrograms_by_a_shift_then_masks():
 
 def test_pipeline_mixes_only_when_asked_to(rng):
     inputs, targets = ramp(4, 2, 3), torch.eye(4)
-    off = AudioAugmentationPipeline(use_mixup=False).mix(inputs, targets, rng=rng)
+    off = AudioAugmentationPipeline(use_mixup=False, mixup_alpha=0.7).mix(inputs, targets, rng=rng)
     assert all(map(torch.equal, off, (inputs, targets)))
     expected = mixup(inputs, targets, alpha=0.7, rng=np.random.default_rng(2))
     mixed = AudioAugmentationPipeline(mixup_alpha=0.7).mix(inputs, targets, rng=np.random.default_rng(2))

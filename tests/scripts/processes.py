@@ -80,6 +80,11 @@ def start(arguments: list[str], **options) -> subprocess.Popen:
                             **options)
 
 
+def heed_ctrl_c() -> None:
+    """Let a command heed SIGINT, as ``preexec_fn``: a shell starts background jobs, these tests maybe, without it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def finish(process: subprocess.Popen) -> tuple[int, str]:
     """Wait for a command; return its exit code and what it said on stderr."""
     _, said = process.communicate(timeout=2 * PATIENCE_SECONDS)

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 from tests.conftest import TINY_CLASSES
-from tests.scripts.processes import (LONG_SECONDS, descendants, finish, is_running, kill_when_reading, make_recordings,
-                                     needs_proc, predict_command, preprocess_command, reader_of, run, start, wait_for)
+from tests.scripts.processes import (LONG_SECONDS, descendants, finish, heed_ctrl_c, is_running, kill_when_reading,
+                                     make_recordings, needs_proc, predict_command, preprocess_command, reader_of, run,
+                                     start, wait_for)
 from utils.prediction.predictor import SCORE_TOLERANCE
 from utils.prediction.spans import SPAN_WINDOWS
 from utils.storage.manifest import SPLITS
@@ -216,7 +217,7 @@ def test_prediction_goes_on_after_its_own_process_was_killed(audio_dir, straight
 def test_ctrl_c_ends_a_prediction_and_keeps_what_is_scored(audio_dir, straight_results, model, tmp_path):
     output, journal = tmp_path / "results.json", tmp_path / "results.scores.jsonl"
     arguments = predict_command(model, audio_dir, output, "--workers", 2)
-    process = start(arguments, start_new_session=True)
+    process = start(arguments, start_new_session=True, preexec_fn=heed_ctrl_c)
     wait_for(lambda: len(spans_in(journal)) >= 3, process)
     workers = descendants(process.pid)
     process.send_signal(signal.SIGINT)
@@ -231,7 +232,7 @@ def test_ctrl_c_ends_a_prediction_and_keeps_what_is_scored(audio_dir, straight_r
 
 def test_ctrl_c_keeps_what_is_done_and_ends_the_workers(audio_dir, straight, tmp_path):
     arguments = preprocess_command(audio_dir, tmp_path / "out", "--workers", 2)
-    process = start(arguments, start_new_session=True)
+    process = start(arguments, start_new_session=True, preexec_fn=heed_ctrl_c)
     wait_for(journalled(tmp_path / "out" / "journal.jsonl", 3), process)
     workers = descendants(process.pid)
     process.send_signal(signal.SIGINT)

@@ -13,6 +13,7 @@ from utils.storage.names import name_to_text
 logger = logging.getLogger(__name__)
 
 _LEAST_SHARE = 0.5  # of a segment: less of it than this was heard when its neighbour was decided
+_ROUNDING_SECONDS = 1e-3  # of times in a table
 
 
 class Reviewed:
@@ -64,4 +65,4 @@ class Reviewed:
         """Whether at least half of a segment was decided."""
         heard = sum(max(0.0, min(end, end_seconds) - max(start, start_seconds))
                     for start, end in self._stretches.get(name, ()))
-        return heard >= _LEAST_SHARE * (end_seconds - start_seconds)
+        return heard >= _LEAST_SHARE * (end_seconds - start_seconds) - _ROUNDING_SECONDS

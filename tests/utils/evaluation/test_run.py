@@ -272,8 +272,10 @@ def test_calibration_is_undone_in_the_order_of_the_models_own_classes(evaluated,
 def test_the_report_tells_how_it_was_measured(evaluated, tiny_dataset):
     told = json.loads((evaluated[0] / "metrics.json").read_text(encoding="utf-8"))["provenance"]
     assert told["versions"]["torch"] == metadata.version("torch")
-    assert {model.latency.device for model in evaluated[1].models} == {"torch-cpu", "onnx-cpu"}
-    assert told["versions"]["onnxruntime"] == metadata.version("onnxruntime") and "openvino" not in told["versions"]
+    devices = {model.latency.device for model in evaluated[1].models} - {"torch-cpu"}
+    assert devices in ({"onnx-cpu"}, {"openvino-cpu"})  # whichever is faster on this processor
+    used, other = ("onnxruntime", "openvino") if devices == {"onnx-cpu"} else ("openvino", "onnxruntime")
+    assert told["versions"][used] == metadata.version(used) and other not in told["versions"]
     assert told["command"] == "evaluate_model.py --test_csv test.csv"
     info = json.loads((tiny_dataset.output_dir / "dataset.json").read_text(encoding="utf-8"))
     data = told["data_set"]

@@ -18,7 +18,8 @@ def decisions(path, *rows):
 
 
 @pytest.mark.parametrize("start, end, covered", [
-    (10, 15, True), (7.5, 12.5, True), (7.4, 12.4, False), (15, 20, False), (11, 12, True), (0, 5, False)])
+    (10, 15, True), (7.5, 12.5, True), (7.4, 12.4, False), (15, 20, False), (11, 12, True), (0, 5, False),
+    (13.9, 16.1, True)])  # half of it but for the last bit of the numbers
 def test_a_segment_is_decided_where_half_of_it_was(tmp_path, start, end, covered):
     table = decisions(tmp_path / "d.csv", ("a.wav", 10, 15, "confirmed"))
     reviewed = Reviewed.read([table], ["a.wav", "b.wav"])

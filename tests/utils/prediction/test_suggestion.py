@@ -286,15 +286,24 @@ def decided(rows, path):
     return path
 
 
-def test_what_was_decided_is_not_suggested_again(folder, tiny_model, tmp_path):
-    paths, output = [folder / name for name in ALL], tmp_path / "results.json"
-    first, _ = suggested(suggesting(tiny_model.best), paths, output, 2)
-    table = decided(first, tmp_path / "first.csv")
-    second, _ = suggested(suggesting(tiny_model.best), paths, output, 100, reviewed=(table,))
-    places = [(row["file_path"], row["start_seconds"]) for row in [*first, *second]]
-    assert len(places) == len(set(places)) == 6  # all that there are
-    tables = (table, decided(second, tmp_path / "second.csv"))
-    assert suggested(suggesting(tiny_model.best), paths, output, 100, reviewed=tables)[0] == []
+@pytest.mark.parametrize("seconds", [2, 1.5])
+def test_what_was_decided_is_not_suggested_again(seconds, tiny_model, tmp_path, rng):
+    """The last segment of 1.5 s is moved to the end and shares half of itself with the first: both are decided."""
+    predictor, output = suggesting(tiny_model.best), tmp_path / "results.json"
+    paths = [write_audio(tmp_path / name, tiny_sound(class_name, seconds=seconds, rng=rng))
+             for name, class_name in zip(ALL, TINY_CLASSES)]
+
+    def places(n, *tables):
+        rows, _ = suggested(predictor, paths, output, n, reviewed=tables)
+        return [(row["file_path"], row["start_seconds"]) for row in rows], rows
+
+    everything, _ = places(100)
+    first, rows = places(2)
+    table = decided(rows, tmp_path / "first.csv")
+    second, rows = places(100, table)
+    heard = set(first) if seconds == 2 else {place for place in everything if place[0] in dict(first)}
+    assert sorted(second) == sorted(set(everything) - heard) and len(everything) == 6
+    assert places(100, table, decided(rows, tmp_path / "second.csv"))[0] == []
 
 
 def test_a_table_that_is_none_is_told_before_anything_is_scored(folder, tiny_model, tmp_path):

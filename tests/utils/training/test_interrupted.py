@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import PROJECT
+from tests.scripts.processes import heed_ctrl_c
 
 PATIENCE_SECONDS = 120.0  # far more than an epoch of 20 windows takes, even on a machine that is busy
 POLL_SECONDS = 0.05
@@ -27,9 +28,7 @@ def command(dataset, model_dir, *flags):
 
 def interrupt_when(arguments, done):
     """Start a command, send SIGINT as soon as ``done`` is true, and return its exit code and what it said."""
-    # a shell starts background jobs with SIGINT ignored, and children inherit that
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
     try:
         end = time.monotonic() + PATIENCE_SECONDS
         while not done():

@@ -420,7 +420,7 @@ def test_a_finished_run_can_be_prolonged_but_not_changed(tiny_dataset, tmp_path,
     asked = config.replace(epochs=3, learning_rate=0.5)
     with pytest.raises(ConfigError, match=r"--learning_rate 0\.5 differs from 0\.001 in .*efficientnet_last\.pth"):
         resume_config(last, asked, ["epochs", "learning_rate"])
-    with pytest.raises(ConfigError, match="--mixup_alpha 0.7 differs from 0.2"):
+    with pytest.raises(ConfigError, match="--mixup_alpha 0.7 differs from 0.0"):
         resume_config(last, config.replace(augmentation=config.augmentation.replace(mixup_alpha=0.7)), ["mixup_alpha"])
     resumed = resume_config(last, asked, ["epochs"])
     assert (resumed.epochs, resumed.learning_rate) == (3, 0.001)
