@@ -1,5 +1,6 @@
 """The real commands in processes of their own, to be looked at, stopped and killed from outside."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -110,16 +111,17 @@ def wait_for(condition, process: subprocess.Popen):
 def descendants(pid: int) -> set[int]:
     """Return the processes below a process."""
     found = set()
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
-            found |= {child} | descendants(child)
+    with contextlib.suppress(OSError):  # it has just ended, or one of its threads
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                found |= {child} | descendants(child)
     return found
 
 
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

@@ -16,7 +16,7 @@ from utils.audio.ffmpeg import FfmpegStream
 from utils.audio.recordings import RecordingReader, load_audio
 
 LEVEL = 0.03  # relative: AAC at its usual bit rate keeps the level of a tone
-SOON = 0.5  # seconds of silence that stand for the minute that ffmpeg is really given
+SOON = 3.0  # seconds of silence that stand for the minute that ffmpeg is really given
 LONG_BYTES = 600 * 8000 * 4  # ten minutes as float32 at 8 kHz
 needs_scripts = pytest.mark.skipif(os.name == "nt", reason="the programs that stand for ffmpeg are shell scripts")
 

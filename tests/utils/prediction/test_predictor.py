@@ -637,7 +637,8 @@ def test_the_time_of_work_has_no_waiting_in_it(tmp_path, rng, tiny_model, where)
         return told
 
     work = max(time_told(0.0) for _ in range(2))
-    assert time_told(WAITING * work / len(paths)) < GENEROUS * work
+    # a busy machine may take long for once; a clock that counts waiting does so every time
+    assert any(time_told(WAITING * work / len(paths)) < GENEROUS * work for _ in range(3))
 
 
 # memory, processes and network

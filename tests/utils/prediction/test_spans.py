@@ -3,6 +3,7 @@ import functools
 import io
 import itertools
 import time
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import soundfile
 from models.audio_frontend import LogMelFrontend, segment_starts
 from models.errors import AudioError
 from tests.conftest import TINY_FRONTEND, TINY_RATE, tiny_sound, write_audio
+from tests.scripts.processes import PATIENCE_SECONDS
 from tests.utils.prediction.conftest import broken_flac
 from utils.audio import recordings
 from utils.audio.recorders import RecorderFacts
@@ -25,8 +27,6 @@ from utils.running.parallel import Done, Further, LocalProcesses, ThisProcess
 
 PLAN = ReadingPlan(TINY_FRONTEND, TINY_RATE, TINY_RATE)
 HALF = dataclasses.replace(PLAN, hop_samples=TINY_RATE // 2)
-WAITING = 20  # a consumer waits so many times as long as the reading takes
-GENEROUS = 4  # how many times as long another reading may take on a busy machine; far below WAITING
 # dB: a resampler that begins in the middle rounds float32 another way, which changes 1e-5 here; a window that stands a
 # sample aside differs by 0.1 and more
 ROUNDING = 1e-4
@@ -409,12 +409,14 @@ def test_a_decoder_s_error_is_the_file_s(tmp_path, rng, monkeypatch):
 
 # time and memory
 
-def test_the_time_of_work_has_no_waiting_in_it(tmp_path, rng):
-    path = write_audio(tmp_path / "a.wav", tiny_sound("bird_song", seconds=10, rng=rng))
-    work = max(read(path).spans[0][0].seconds_spent for _ in range(3))
+def test_the_time_of_work_has_no_waiting_in_it(tmp_path, rng, monkeypatch):
+    path, now = write_audio(tmp_path / "a.wav", tiny_sound("bird_song", seconds=10, rng=rng)), itertools.count()
+    monkeypatch.setattr(reading, "time", SimpleNamespace(perf_counter=lambda: next(now)))  # work takes a second
+    n_parts = 0
     for part in parts_of(PLAN, path):
-        time.sleep(WAITING * work / 10)  # after each of ten windows
-    assert part.seconds_spent < GENEROUS * work
+        now = itertools.count(next(now) + 1000)
+        n_parts += 1
+    assert n_parts == 1 + 10 + 1 and part.seconds_spent <= n_parts
 
 
 class SlowFrontend(LogMelFrontend):
@@ -434,9 +436,11 @@ def test_the_time_of_work_has_all_the_work_in_it(tmp_path, rng, monkeypatch, end
         assert span.seconds_spent >= span.n_windows * SLOW_SECONDS
 
 
-def timed(plan, job):
+def counted(plan, job):
     for part in read_spans(plan, job):
-        yield part if isinstance(part, Further) else (time.time(), part)
+        with open(job.recording.with_suffix(".count"), "ab") as stream:  # a byte for each
+            stream.write(b".")
+        yield part
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -447,10 +451,12 @@ def test_a_worker_reads_only_as_far_ahead_as_there_is_room(tmp_path, rng, ending
     with soundfile.SoundFile(path, "w", TINY_RATE, 1) as sound:  # Vorbis does not stand ten minutes at once
         for _ in range(600):
             sound.write(second)
-    stream = LocalProcesses(1).stream(functools.partial(timed, PLAN), [SpanJob(path, 0)], in_order=True)
+    stream = LocalProcesses(1).stream(functools.partial(counted, PLAN), [SpanJob(path, 0)], in_order=True)
     next(stream)
+    deadline, given = time.monotonic() + PATIENCE_SECONDS, path.with_suffix(".count")
+    while given.stat().st_size <= 10:  # some are ready
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     time.sleep(1)
-    resumed = time.time()
-    read_at = [part[0] for _, part in stream if not isinstance(part, Done)]
-    assert len(read_at) == 600 + 10  # what was opened was taken; ten spans end
-    assert read_at[10] < resumed < read_at[400]  # some were ready, the others were not even read
+    assert given.stat().st_size < 400  # the others are not even read
+    assert sum(not isinstance(part, Done) for _, part in stream) == 600 + 10  # what was opened was taken; ten spans end

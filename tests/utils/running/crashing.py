@@ -29,7 +29,7 @@ def square_or_hang(number):
 
 
 def slow_but_alive(number):
-    for _ in range(40):
+    for _ in range(100):
         time.sleep(0.1)
         report_alive()
     return number
@@ -59,9 +59,11 @@ def parts_or_crash(number):
         yield number, part
 
 
-def many_large_parts(number):
+def many_large_parts(made):
     for _ in range(1000):
-        yield time.time(), bytes(LARGE)
+        with open(made, "ab") as stream:  # a byte for each
+            stream.write(b".")
+        yield bytes(LARGE)
 
 
 class UnpicklableError(Exception):
