@@ -368,13 +368,22 @@ def _limit_waiting(channel: Connection, seconds: float) -> None:
 
 def _end(worker: _Worker) -> None:
     """End a worker and what it has started: a decoder that hangs must not outlive it."""
-    if worker.process.is_alive():
-        worker.process.kill()
-    if _HAS_GROUPS:
+    ended = not worker.process.is_alive()
+    worker.process.kill()
+    if _HAS_GROUPS and not (ended and _is_taken(worker.process.pid)):
         with contextlib.suppress(ProcessLookupError, PermissionError):  # no one of the group is left
             os.killpg(worker.process.pid, signal.SIGKILL)
     worker.process.join()
     worker.channel.close()
+
+
+def _is_taken(pid: int) -> bool:
+    """Whether the number of a process that has ended is another's by now: then no one of its group can be left."""
+    try:
+        os.getpgid(pid)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 # The worker's side

@@ -3,7 +3,9 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -162,6 +164,26 @@ def test_a_worker_that_never_begins_costs_its_items_and_does_not_go_on_for_ever(
     monkeypatch.setattr(parallel, "_serve", crashing.exit_at_once)
     results = dict(run_each(processes(1), crashing.square, range(3)))
     assert all(isinstance(result, Lost) for result in results.values()) and len(results) == 3
+
+
+def test_whoever_gets_the_number_of_a_worker_that_died_is_left_alone():
+    worker = parallel._start(crashing.parts, SILENCE_SECONDS)
+    worker.process.kill()
+    worker.process.join()
+    try:
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(worker.process.pid - 1), encoding="ascii")
+    except OSError as error:
+        parallel._end(worker)
+        pytest.skip(f"the next process's number cannot be chosen here: {error.strerror}")
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as other:
+        try:
+            parallel._end(worker)
+            if other.pid != worker.process.pid:
+                pytest.skip("something else has the number")
+            with pytest.raises(subprocess.TimeoutExpired):
+                other.wait(0.2)
+        finally:
+            other.kill()
 
 
 # work that hands out more work
