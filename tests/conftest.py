@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import HealthCheck, settings
 
 from models.efficientnet_config import EfficientNetConfig, FrontendConfig
 from utils.preparation.extraction import ExtractedRecording, PreprocessSettings
@@ -26,6 +27,12 @@ TINY_FRONTEND = FrontendConfig(sample_rate=TINY_RATE, n_fft=512, hop_length=256,
 # the order in which labels count; the alphabet would put amphibian_call first
 TINY_CLASSES = ("bird_song", "mammal_call", "insect_sound", "amphibian_call")
 _RECORDINGS_PER_CLASS = 6
+
+# drawn examples are the same in every run, and none of them has a time limit: a busy machine changes no result. Others,
+# and more, are drawn by pytest --hypothesis-profile explore
+settings.register_profile("project", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", deadline=None, max_examples=1500, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("project")
 
 
 class TinyDataset(NamedTuple):

@@ -113,7 +113,7 @@ drawn_sounds = strategies.lists(strategies.builds(
         start, round(start + length, 6), label, confidence, "one.wav", low, high),
     microseconds, strategies.integers(1, 10 ** 9).map(lambda n: n / 1e6), label_texts, strategies.none() | shares,
     strategies.none() | microseconds, strategies.none() | microseconds), max_size=6)
-many_times = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+many_times = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def written_form(sounds):

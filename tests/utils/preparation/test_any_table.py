@@ -137,7 +137,7 @@ def sample(seconds):
     return round(float(seconds) * TINY_RATE)
 
 
-@settings(max_examples=60, deadline=None, phases=(Phase.reuse, Phase.generate))  # shrinking would take minutes
+@settings(max_examples=60, phases=(Phase.reuse, Phase.generate))  # shrinking would take minutes
 @given(rows=tables(), fold_names=folds, changes=choices)
 def test_labels_stay_and_every_labelled_second_is_accounted_for(audio_dir, rows, fold_names, changes):
     fold_of = sides_given(fold_names)

@@ -54,7 +54,7 @@ def test_a_group_is_whole_and_its_name_decides():
     assert len(set(sides.values())) == 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), n=st.integers(1, 30), seed=st.integers(0, 5))
 def test_every_class_is_in_train_and_no_group_on_two_sides(data, n, seed):
     classes = st.dictionaries(st.sampled_from(["owl", "frog", "1", "2", "train"]), st.integers(1, 60).map(float),
@@ -76,7 +76,7 @@ def test_the_seed_decides_and_the_order_of_recordings_does_not():
     assert sides_of(seconds) != sides_of(seconds, random_state=43)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), n=st.integers(1, 25), more=st.integers(0, 25), seed=st.integers(0, 5))
 def test_recordings_that_are_added_move_no_other(data, n, more, seed):
     names = [f"r{number}" for number in range(n + more)]

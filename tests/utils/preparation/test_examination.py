@@ -36,7 +36,7 @@ def as_16_bits(samples):
 
 # blocks
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_facts_do_not_depend_on_the_cutting(data):
     n_channels = data.draw(st.integers(1, 3))

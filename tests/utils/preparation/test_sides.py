@@ -227,7 +227,7 @@ def test_a_pair_with_a_recording_that_gave_nothing_joins_nobody(tmp_path):
     assert found[-1] == lost and lost.regions == tuple(lost_regions(gone.regions, "silent: see files.csv"))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), n=st.integers(2, 12), seed=st.integers(0, 3))
 def test_copies_and_what_sounds_alike_are_on_one_side(tmp_path_factory, data, n, seed):
     sources = many(n)

@@ -148,7 +148,7 @@ def test_empty_fingerprints_are_not_similar():
 
 # the fingerprint itself
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.integers(0, 3 * 22050), max_size=10))
 def test_a_fingerprint_does_not_depend_on_the_cutting_but_for_rounding(cuts):
     samples = surf(np.random.default_rng(3), seconds=3, sample_rate=22050)
