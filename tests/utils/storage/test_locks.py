@@ -1,5 +1,6 @@
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 
@@ -7,6 +8,8 @@ import pytest
 
 from models.errors import ConfigError
 from tests.conftest import PROJECT
+from tests.scripts.processes import is_running, needs_proc
+from utils.storage import locks
 from utils.storage.files import atomic_path
 from utils.storage.locks import locked
 
@@ -71,3 +74,43 @@ def test_what_a_killed_run_left_is_removed_and_the_work_of_others_is_not(tmp_pat
             assert at_work.exists()
     with locked(tmp_path):
         assert not left.exists()
+
+
+KILLED = """
+import os, signal, sys, time
+from utils.storage.locks import locked
+with locked(sys.argv[1]):
+    worker = os.fork()
+    if not worker:
+        os.close(1)  # it is read to the end
+        time.sleep(float(sys.argv[2]))
+        os._exit(0)
+    print(worker, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def worker_of_a_killed_run(folder, *, seconds):
+    """Return the number of a process that a run has left behind, which holds the run's lock for so long."""
+    run = subprocess.run([sys.executable, "-c", KILLED, folder, str(seconds)], cwd=PROJECT, stdout=subprocess.PIPE)
+    assert run.returncode == -signal.SIGKILL
+    return int(run.stdout)
+
+
+@needs_proc
+def test_the_workers_of_a_killed_run_are_waited_for(tmp_path):
+    worker = worker_of_a_killed_run(tmp_path, seconds=2)
+    with locked(tmp_path):
+        assert not is_running(worker)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="workers inherit a lock by a fork")
+def test_a_worker_that_does_not_end_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "_LEAVING_SECONDS", 0.2)
+    worker = worker_of_a_killed_run(tmp_path, seconds=1000)
+    try:
+        with pytest.raises(ConfigError, match=r"is being written by what is left of process \d+ on .*, which has end"):
+            with locked(tmp_path):
+                pytest.fail("two writers")
+    finally:
+        os.kill(worker, signal.SIGKILL)
