@@ -20,7 +20,7 @@ from utils.storage.spectrograms import SpectrogramDataset
 from utils.storage.tables import read_table, write_table
 from utils.training.data import TrainingData, check_shape, join_recordings, with_frontend
 from utils.training.distributed import Processes
-from utils.training.model_folder import HISTORY_NAME, ModelFolder
+from utils.training.model_folder import HISTORY_NAME, ModelFolder, write_history
 from utils.training.optimisation import Optimisation, count_steps, resolve_batch_norm
 from utils.training.probe import embed, fit_probe
 from utils.training.starter import begin, known_recordings
@@ -96,6 +96,7 @@ def train_model(data: TrainingData, config: EfficientNetConfig, *, model_dir: Pa
         best = load_model(folder.best)
         logits, labels = predict_logits(best.network.to(device), task.val, config=task.config, device=device,
                                         n_workers=n_workers)
+        write_history(model_dir, history)  # a run that was killed may lack its last row
         reports.plot_history(model_dir / "history.png", pd.DataFrame(history.rows), best_epoch=history.best_epoch)
         return folder.finish(logits, labels, best.description.calibration,
                              about={"best_epoch": history.best_epoch, "epochs": history.epoch})

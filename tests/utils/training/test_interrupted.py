@@ -1,18 +1,14 @@
 """Ctrl-C, in the process that a person would stop: what it says is true, and nothing that was done is lost."""
 
 import signal
-import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
 
 from tests.conftest import PROJECT
-from tests.scripts.processes import heed_ctrl_c
+from tests.scripts.processes import finish, heed_ctrl_c, killed, run, start, wait_for
 
-PATIENCE_SECONDS = 120.0  # far more than an epoch of 20 windows takes, even on a machine that is busy
-POLL_SECONDS = 0.05
 MORE_EPOCHS_THAN_ARE_WAITED_FOR = "1000"
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32",
@@ -28,23 +24,13 @@ def command(dataset, model_dir, *flags):
 
 def interrupt_when(arguments, done):
     """Start a command, send SIGINT as soon as ``done`` is true, and return its exit code and what it said."""
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
+    process = start(arguments, preexec_fn=heed_ctrl_c)
     try:
-        end = time.monotonic() + PATIENCE_SECONDS
-        while not done():
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < end
-            time.sleep(POLL_SECONDS)
+        wait_for(done, process)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+        return finish(process)
     finally:
         process.kill()
-    return process.returncode, stderr
-
-
-def finish(arguments):
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
-    return done.returncode, done.stderr
 
 
 def errors(stderr):
@@ -61,15 +47,24 @@ def test_an_interrupted_run_is_refused_without_resume_and_continued_with_it(tiny
     n_done = len(rows)
     assert n_done >= 1
 
-    code, stderr = finish(command(tiny_dataset, tmp_path))
+    code, stderr = run(command(tiny_dataset, tmp_path))
     assert code == 2
     line, = errors(stderr)
     assert f"{tmp_path} holds a run of {n_done} epochs (efficientnet_last.pth): pass --resume to continue it" in line
     pd.testing.assert_frame_equal(pd.read_csv(history), rows, check_exact=True)
     assert last.read_bytes() == state
 
-    code, stderr = finish(command(tiny_dataset, tmp_path, "--resume", "--epochs", str(n_done + 1)))
+    code, stderr = run(command(tiny_dataset, tmp_path, "--resume", "--epochs", str(n_done + 1)))
     assert code == 0, stderr
     continued = pd.read_csv(history)
     assert continued["epoch"].tolist() == list(range(1, n_done + 2))
     pd.testing.assert_frame_equal(continued.iloc[:n_done], rows, check_exact=True)
+
+
+def test_a_run_that_was_killed_before_its_last_row_was_written_has_it_in_the_end(tiny_dataset, tmp_path):
+    arguments = command(tiny_dataset, tmp_path, "--epochs", "2")
+    code, stderr = run(killed(arguments, "os.rename", "history.csv", nth=2))
+    assert code == -signal.SIGKILL and len(pd.read_csv(tmp_path / "history.csv")) == 1, stderr
+    code, stderr = run([*arguments, "--resume"])
+    assert code == 0, stderr
+    assert pd.read_csv(tmp_path / "history.csv")["epoch"].tolist() == [1, 2]
