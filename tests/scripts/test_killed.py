@@ -248,8 +248,10 @@ def test_two_preprocessing_runs_do_not_share_a_folder(audio_dir, tmp_path):
     arguments = preprocess_command(audio_dir, tmp_path / "out", "--workers", 1)
     first = start(arguments)
     wait_for(has_begun(tmp_path / "out"), first)
+    first.send_signal(signal.SIGSTOP)  # it would be done before the other one begins
     code, said = run(arguments)
     assert code == 2 and f"is being written by process {first.pid} on" in said and "Traceback" not in said
+    first.send_signal(signal.SIGCONT)
     assert finish(first)[0] == 0
     assert run(arguments)[0] == 0
 

@@ -54,7 +54,7 @@ def parts(number):
 def parts_or_crash(number):
     for part in range(N_PARTS):
         if (number, part) == (BAD, 1):
-            time.sleep(0.2)  # what was put before has been sent
+            time.sleep(1)  # what was put before has been sent
             os._exit(1)
         yield number, part
 
@@ -123,7 +123,7 @@ def spans_or_crash(item):
     for part in spans(item):
         yield part
         if item == BAD and isinstance(part, Further):
-            time.sleep(0.2)  # what was put before has been sent
+            time.sleep(1)  # what was put before has been sent
             os._exit(1)
 
 
