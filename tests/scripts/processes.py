@@ -96,16 +96,24 @@ def run(arguments: list[str], **options) -> tuple[int, str]:
     return finish(start(arguments, **options))
 
 
-def wait_for(condition, process: subprocess.Popen):
-    """Return what ``condition`` gives as soon as it gives something; fail if the command ends before."""
+def wait_until(condition):
+    """Return what ``condition`` gives as soon as it gives something."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         if found := condition():
             return found
-        if process.poll() is not None:
-            pytest.fail(f"the command ended too early: {process.communicate()[1]}")
         time.sleep(0.02)
     return pytest.fail("waited in vain")
+
+
+def wait_for(condition, process: subprocess.Popen):
+    """Return what ``condition`` gives as soon as it gives something; fail if the command ends before."""
+    def found():
+        given = condition()
+        if not given and process.poll() is not None:
+            pytest.fail(f"the command ended too early: {process.communicate()[1]}")
+        return given
+    return wait_until(found)
 
 
 def descendants(pid: int) -> set[int]:

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.conftest import PROJECT
-from tests.scripts.processes import PATIENCE_SECONDS
+from tests.scripts.processes import wait_until
 from tests.utils.running import crashing
 from utils.running import parallel
 from utils.running.parallel import (Done, Further, LocalProcesses, Lost, RemoteError, ThisProcess, default_workers,
@@ -133,10 +133,7 @@ def test_a_slow_consumer_makes_the_worker_wait(tmp_path):
     made = tmp_path / "made"
     stream = LocalProcesses(1).stream(crashing.many_large_parts, [made], in_order=True)
     next(stream)
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while made.stat().st_size <= 10:  # some parts are made ahead
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: made.stat().st_size > 10)  # some parts are made ahead
     time.sleep(0.5)
     assert made.stat().st_size < 200  # the others are not even made
     assert sum(not isinstance(part, Done) for _, part in stream) == made.stat().st_size - 1 == 999
@@ -180,7 +177,7 @@ worker.process.kill()
 worker.process.join()
 with open("/proc/sys/kernel/ns_last_pid", "w") as last:
     last.write(str(worker.process.pid - 1))
-with subprocess.Popen(["sleep", "1000"], start_new_session=True) as other:
+with subprocess.Popen(["sleep", "10"], start_new_session=True) as other:
     assert other.pid == worker.process.pid
     parallel._end(worker)
     try:
